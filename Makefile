@@ -1,0 +1,45 @@
+# `make reproduce` and `make test` are all that a bare machine needs: each sets up .venv by itself, once.
+PYTHON ?= python3
+SEEDS ?= 0 1 2 3 4
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup reproduce test lab results notebooks clean
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install into .venv, again only when the requirements change
+
+$(READY): settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+reproduce: $(READY) ## the main job: table, figures and records under runs/ood_trap/digits/seed-0
+	$(BIN)/atesc run ood_trap --preset digits --seed 0 --out runs/ood_trap/digits/seed-0
+
+test: $(READY) ## all notebooks, then all tests (export drift among them)
+	$(BIN)/nbdev_test --n_workers 2 --path nbs
+	$(BIN)/python -m pytest
+
+lab: $(READY) ## open the notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+results: $(READY) ## regenerate the committed records, one run a seed
+	set -e; for seed in $(SEEDS); do \
+	  $(BIN)/atesc run ood_trap --preset digits --seed $$seed --out runs/results/ood_trap/seed-$$seed; \
+	  mkdir -p results/ood_trap/seed-$$seed; \
+	  tail -n 4 runs/results/ood_trap/seed-$$seed/records.jsonl > results/ood_trap/seed-$$seed/records.jsonl; \
+	done
+	mkdir -p nbs/images
+	cp runs/results/ood_trap/seed-0/figures/*.png nbs/images/
+
+notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
+	$(BIN)/nbdev_export
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/[0-9]*.ipynb nbs/index.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/python tests/render_readme.py
+
+clean: ## remove what was installed and made; data/ and results/ stay
+	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,32 @@
+"""Read settings.ini, nbdev's one configuration file, so that nothing is said twice."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="], interpolation=None)
+parser.read(here / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+readme = here / "README.md"
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    python_requires=">=" + cfg["min_python"],
+    # The experiment notebooks travel in the wheel, so that `atesc run` works without a checkout.
+    packages=["atesc", "atesc.experiments"],
+    package_dir={"atesc": "atesc", "atesc.experiments": "nbs/experiments"},
+    package_data={"atesc.experiments": ["*.ipynb"]},
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+)

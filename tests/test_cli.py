@@ -1,0 +1,108 @@
+"""The command line and papermill, as a user meets them."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from atesc.cli import experiments, list_all, main
+from atesc.experiment import PRESETS
+
+ROOT = Path(__file__).parents[1]
+FIELDS = set(
+    "experiment task kind id_domain ood_domain teacher baseline method seed iterations iacc oacc olacc asr mislead "
+    "teacher_iacc teacher_oacc seconds teacher_passes config versions device commit".split()
+)
+
+
+def atesc(*args, cwd=None):
+    """Run the command as a process; returns exit code, stdout, stderr."""
+    command = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+def records(folder):
+    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text().splitlines()]
+
+
+def test_list_names_everything():
+    text = list_all()
+    assert all(name in text for name in [*experiments(), *PRESETS])
+
+
+@pytest.mark.parametrize("experiment", experiments())
+def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
+    code, out, err = atesc("run", experiment, "--preset", "debug", "--seed", 3, "--out", tmp_path / "a")
+    assert code == 0, err
+    assert (tmp_path / "a" / f"{experiment}.ipynb").exists()
+    assert {p.name for p in (tmp_path / "a/figures").iterdir()} == {f"{n}.png" for n in ("images", "classes", "radius", "curves")}
+    found = records(tmp_path / "a")
+    assert [(r["teacher"], r["method"]) for r in found] == [("sl", "plain"), ("ntl", "plain"), ("ntl", "ckd"), ("ntl", "atesc")]
+    for record in found:
+        assert FIELDS <= set(record)
+        assert record["seed"] == 3 and record["olacc"] is None and record["asr"] is None
+        assert 0 <= record["iacc"] <= 100 and record["config"]["preset"]["task"] == "debug->debug_ood"
+    # the same seed gives the same records, but for the clock
+    code, out, err = atesc("run", experiment, "--preset", "debug", "--seed", 3, "--out", tmp_path / "b")
+    assert code == 0, err
+    clock = ("seconds", "finished")
+    strip = [[{k: v for k, v in r.items() if k not in clock} for r in records(tmp_path / d)] for d in "ab"]
+    assert strip[0] == strip[1]
+
+
+def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
+    notebook = ROOT / "nbs/experiments/ood_trap.ipynb"
+    for seed in (0, 1):
+        papermill.execute_notebook(
+            notebook, tmp_path / "out.ipynb", {"preset": "debug", "seed": seed, "out": str(tmp_path / "o"), "iterations": 2},
+            progress_bar=False,
+        )
+    assert [r["seed"] for r in records(tmp_path / "o")] == [0] * 4 + [1] * 4
+    assert all(r["iterations"] == 2 for r in records(tmp_path / "o"))
+
+
+@pytest.mark.parametrize(
+    "args, text",
+    [
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: ood_trap. Did you mean 'ood_trap'?"),
+        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits. Did you mean 'digits'?"),
+        (["run", "ood_trap", "--seed", "one"], "parameter seed takes int, got 'one'"),
+        (["run", "ood_trap", "--seed", "-1"], "parameter seed must be 0 to"),
+        (["run", "ood_trap", "-p", "iteration", "3"], "Did you mean 'iterations'?"),
+        (["run", "ood_trap", "-p", "iterations", "3.5"], "parameter iterations takes int, got '3.5'"),
+        (["run", "ood_trap", "-p", "iterations", "0"], "iterations must be at least 1, got 0"),
+        (["run", "ood_trap", "-p", "device", "gpu"], "unknown device 'gpu'"),
+        (["run", "ood_trap", "--out", "/dev/null/x"], "out '/dev/null/x' cannot be written to"),
+        (["run", "ood_trap", "--sed", "1"], "unrecognized arguments: --sed 1"),
+        (["run"], "the following arguments are required: experiment"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(args, text, tmp_path):
+    if "-p" in args and "--out" not in args:
+        args = [*args, "--out", str(tmp_path)]
+    code, out, err = atesc(*args, cwd=tmp_path)
+    assert code == 2, (out, err)
+    assert text in err and len(err.strip().splitlines()) == 1, err
+    assert not list(tmp_path.rglob("records.jsonl"))
+
+
+def test_a_failing_notebook_is_left_up_to_the_failing_cell(tmp_path, monkeypatch, capsys):
+    """A cell in the middle raises: exit code 1, the executed notebook stays, no record."""
+    notebook = nbformat.read(ROOT / "nbs/experiments/ood_trap.ipynb", as_version=4)
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    notebook.cells.insert(code[3], nbformat.v4.new_code_cell("raise RuntimeError('on purpose')"))
+    (tmp_path / "nbs").mkdir()
+    nbformat.write(notebook, tmp_path / "nbs/broken.ipynb")
+    monkeypatch.setattr("atesc.cli.experiments", lambda: {"broken": tmp_path / "nbs/broken.ipynb"})
+    assert main(["run", "broken", "--preset", "debug", "--out", str(tmp_path / "o")]) == 1
+    assert "RuntimeError: on purpose" in capsys.readouterr().err
+    executed = nbformat.read(tmp_path / "o/broken.ipynb", as_version=4)
+    assert any(out.output_type == "error" for cell in executed.cells for out in cell.get("outputs", []))
+    assert any("on cpu" in str(cell.get("outputs", "")) for cell in executed.cells), "cells before it have their output"
+    assert not list((tmp_path / "o").rglob("records.jsonl"))

@@ -1,0 +1,104 @@
+"""The workbook as a whole: export, cleanliness, README, committed results, wheel."""
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+from render_readme import render
+
+from atesc.core import load_records
+from atesc.report import table
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ["nbs", "atesc", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the sources, so that nothing here changes the checkout."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in SOURCES:
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs")
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+    return folder
+
+
+def test_the_package_is_what_the_notebooks_export(copy):
+    subprocess.run([SCRIPTS / "nbdev_export"], cwd=copy, check=True, capture_output=True)
+    compared = filecmp.dircmp(ROOT / "atesc", copy / "atesc", ignore=["__pycache__"])
+    assert not (compared.diff_files or compared.left_only or compared.right_only), (
+        f"run nbdev_export: {compared.diff_files + compared.left_only + compared.right_only}"
+    )
+
+
+def test_notebooks_are_clean(copy):
+    subprocess.run([SCRIPTS / "nbdev_clean"], cwd=copy, check=True, capture_output=True)
+    dirty = [p.name for p in NOTEBOOKS if p.read_bytes() != (copy / p.relative_to(ROOT)).read_bytes()]
+    assert not dirty, f"run nbdev_clean: {dirty}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_read_well(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0].source
+    assert first.startswith("# ") and "\n> " in first, "H1 and one-line subtitle"
+    assert path.stat().st_size < 600_000
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            assert out.output_type != "error", cell.source
+
+
+def test_modules_import_lower_numbers_only():
+    order = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
+    for name, number in order.items():
+        for line in (ROOT / "atesc" / f"{name}.py").read_text().splitlines():
+            if line.startswith("from atesc."):
+                assert order[line.split()[1].removeprefix("atesc.")] < number, f"{name}: {line}"
+
+
+def test_the_readme_is_the_rendered_index():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == render(), "run `make notebooks`"
+
+
+def test_the_readme_quotes_the_records():
+    found = load_records(ROOT / "results/ood_trap")
+    assert sorted({r["seed"] for r in found}) == [0, 1, 2, 3, 4] and len(found) == 20
+    readme = (ROOT / "README.md").read_text()
+    for row in table(found).itertuples(index=False):
+        for cell in row:
+            assert str(cell) in readme, f"{cell} is in the records, not in the README: run `make notebooks`"
+
+
+def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
+    """Built, installed without the checkout, imported, listed and run. Dependencies are borrowed, not downloaded."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy]
+    subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("atesc-*.whl")
+    clean = tmp_path / "clean"
+    venv.create(clean, with_pip=False)
+    python = clean / "bin/python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
+    borrowed = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    (site / "borrowed.pth").write_text(borrowed)  # its own .pth files, and so the editable install, are not followed
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True, capture_output=True)
+
+    def run(*command):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+
+    where = run(python, "-c", "import atesc, atesc.cli; print(atesc.__file__)")
+    assert where.returncode == 0 and Path(where.stdout.strip()).is_relative_to(clean), where.stderr + where.stdout
+    assert "ood_trap" in run(clean / "bin/atesc", "list").stdout
+    done = run(clean / "bin/atesc", "run", "ood_trap", "--preset", "debug", "--out", tmp_path / "o", "-p", "iterations", "1")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "o/records.jsonl").read_text().splitlines()) == 4
