@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,8 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 import atesc
-from .core import ConfigError, choose, writable_dir
-from .experiment import PRESETS, load_preset
+from .core import ConfigError, choose, pick_device, writable_dir
+from .experiment import PRESETS, Preset, load_preset
 
 # %% ../nbs/12_cli.ipynb #c006
 def experiments() -> dict[str, Path]:  # name -> notebook
@@ -79,7 +80,9 @@ def run_experiment(
     notebook = experiments()[choose("experiment", experiment, experiments())]
     given = [("preset", preset), ("seed", str(seed)), *parameters]
     values = parse_parameters(notebook, given)
-    load_preset(values["preset"])
+    settings = {field.name for field in fields(Preset)}
+    load_preset(values["preset"], **{name: value for name, value in values.items() if name in settings})
+    pick_device(values.get("device", "auto"))
     if not 0 <= values["seed"] < 2**32:
         raise ConfigError(f"parameter seed must be 0 to 2**32 - 1, got {values['seed']}")
     default = Path("runs") / experiment / values["preset"] / f"seed-{values['seed']}"
@@ -90,7 +93,8 @@ def run_experiment(
     executed = folder / f"{experiment}.ipynb"
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill.execute_notebook(
-        str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout
+        str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # the kernel's own warnings are not about the experiment
     )
     return executed
 

@@ -87,9 +87,13 @@ class CalibratedKD:
     def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
         with torch.no_grad():
             targets = teacher(images)
-        split = self.splitter(teacher, images, targets)
-        self.fragile_share = self.blend(self.fragile_share, split.fragile.float().mean())
-        return group_mean(kl_divergence(targets, student(images)), split.fragile)
+        fragile = self.splitter(teacher, images, targets).fragile
+        self.fragile_share = self.blend(self.fragile_share, fragile.float().mean())
+        return self.batch_loss(targets, student(images), fragile)
+
+    def batch_loss(self, targets: Tensor, predictions: Tensor, fragile: Tensor) -> Tensor:
+        "The loss from logits [N, K] of teacher and student and the fragile mask [N]."
+        return group_mean(kl_divergence(targets, predictions), fragile)
 
     def weigh(self, teacher: nn.Module) -> Weigh | None:
         return None
@@ -100,9 +104,8 @@ class CalibratedKD:
 # %% ../nbs/07_escape.ipynb #c011
 @dataclass
 class ATEsc(CalibratedKD):
-    "Adversarial trap escaping: calibrated KD on fragile images, forgetting on robust ones (arXiv 2507.04119; our reading)."
+    "Adversarial trap escaping: KD on fragile images, forgetting on robust ones (arXiv 2507.04119; our reading)."
 
-    strict: Splitter = PGDSplitter(eps=2 / 255, steps=3)  # which trap-class images still count as fragile
     forget: float = 0.3  # weight of forgetting on the robust group
     trap_excess: float = 0.25  # excess share of the robust group above which a class is a trap, 0 to 1
 
@@ -122,32 +125,17 @@ class ATEsc(CalibratedKD):
         chance = 1 / len(self.robust_classes)
         return (self.robust_classes - chance) / (1 - chance) > self.trap_excess
 
-    def groups(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        "Bool [N] twice: the ID-like images to distil, and the robust images to forget."
-        split = self.splitter(teacher, images, logits)
-        keep = split.fragile.clone()
-        doubtful = split.fragile & self.traps()[logits.argmax(1)]
-        if doubtful.any():
-            keep[doubtful] = self.strict(teacher, images[doubtful], logits[doubtful]).fragile
-        return keep, split.robust
-
     def without_traps(self, logits: Tensor) -> Tensor:  # logits [N, K]
         "T^-: the trap classes' probability removed and the rest renormalised."
         return logits.masked_fill(self.traps(), -1e4)
 
-    def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = teacher(images)
-        keep, robust = self.groups(teacher, images, logits)
-        self.fragile_share = self.blend(self.fragile_share, 1 - robust.float().mean())
+    def batch_loss(self, targets: Tensor, predictions: Tensor, fragile: Tensor) -> Tensor:
+        robust = ~fragile
         if robust.any():
-            counts = logits[robust].argmax(1).bincount(minlength=logits.shape[1])
+            counts = targets[robust].argmax(1).bincount(minlength=targets.shape[1])
             self.robust_classes = self.blend(self.robust_classes, counts / counts.sum())
-        predictions = student(images)
-        calibrated = self.without_traps(logits)
-        own = self.traps()[logits.argmax(1)]
-        distil = kl_divergence(torch.where(own[:, None], logits, calibrated), predictions)
-        return group_mean(distil, keep) + self.forget * group_mean(kl_divergence(calibrated, predictions), robust)
+        forget = group_mean(kl_divergence(self.without_traps(targets), predictions), robust)
+        return super().batch_loss(targets, predictions, fragile) + self.forget * forget
 
     def weigh(self, teacher: nn.Module) -> Weigh:
         return lambda images, logits: self.splitter(teacher, images, logits).fragile.float()
