@@ -28,12 +28,14 @@ lab: $(READY) ## open the notebooks
 
 results: $(READY) ## regenerate the committed records, one run a seed
 	set -e; for seed in $(SEEDS); do \
-	  $(BIN)/atesc run ood_trap --preset digits --seed $$seed --out runs/results/ood_trap/seed-$$seed; \
-	  mkdir -p results/ood_trap/seed-$$seed; \
-	  tail -n 4 runs/results/ood_trap/seed-$$seed/records.jsonl > results/ood_trap/seed-$$seed/records.jsonl; \
+	  out=runs/results/ood_trap/seed-$$seed; \
+	  rm -rf $$out; \
+	  $(BIN)/atesc run ood_trap --preset digits --seed $$seed --out $$out; \
+	  mkdir -p results/ood_trap/seed-$$seed nbs/images; \
+	  cp $$out/records.jsonl results/ood_trap/seed-$$seed/; \
 	done
-	mkdir -p nbs/images
-	cp runs/results/ood_trap/seed-0/figures/*.png nbs/images/
+	cp runs/results/ood_trap/seed-0/figures/images.png nbs/images/
+	$(BIN)/python tests/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export

@@ -38,7 +38,7 @@ def check_pair(
         num_classes = check_logits(logits, len(images), num_classes, name).shape[1]
     return num_classes
 
-# %% ../nbs/08_distill.ipynb #c008
+# %% ../nbs/08_distill.ipynb #c009
 @dataclass(frozen=True)
 class DistillConfig:
     "The student's side of the loop."

@@ -61,7 +61,7 @@ class Domain:
         "The same domain on another device."
         return Domain(self.name, self.train.to(device), self.test.to(device), self.num_classes)
 
-# %% ../nbs/01_domains.ipynb #c008
+# %% ../nbs/01_domains.ipynb #c009
 TEST_IMAGES = 450  # of the 1,797 digits
 
 
@@ -88,7 +88,7 @@ def digits(size: int, root: Path) -> Domain:
     parts = [ImageSet(_enlarge(images[index], size), labels[index]) for index in (train, test)]
     return Domain("digits", *parts, num_classes=10)
 
-# %% ../nbs/01_domains.ipynb #c011
+# %% ../nbs/01_domains.ipynb #c012
 CROP = 32  # side of a photo crop, pixels
 TRAIN_SHARE = 0.7  # of each photograph's width
 
@@ -121,7 +121,7 @@ def digits_photo(size: int, root: Path) -> Domain:
     ]
     return Domain("digits_photo", *parts, num_classes=10)
 
-# %% ../nbs/01_domains.ipynb #c014
+# %% ../nbs/01_domains.ipynb #c015
 def data_root(
     root: str | Path | None = None,  # a folder, or None
 ) -> Path:  # `root`, else $ATESC_DATA, else data/ beside the package's checkout, else data/ here
@@ -164,7 +164,7 @@ def mnist_m(size: int, root: Path) -> Domain:
         parts.append(ImageSet(images / 255, torch.tensor(data.targets)))
     return Domain("mnist_m", *parts, num_classes=10)
 
-# %% ../nbs/01_domains.ipynb #c017
+# %% ../nbs/01_domains.ipynb #c018
 def _debug(size: int, negative: bool) -> Domain:
     "Four random patterns under noise; 128 train and 64 test images."
     with seeded(0):
@@ -186,7 +186,7 @@ def debug_ood(size: int, root: Path) -> Domain:
     "The debug domain in negative; `root` is not needed."
     return _debug(size, negative=True)
 
-# %% ../nbs/01_domains.ipynb #c020
+# %% ../nbs/01_domains.ipynb #c021
 @dataclass(frozen=True)
 class Task:
     "What a teacher serves (`id`) and what its owner forbids (`ood`)."

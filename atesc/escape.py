@@ -55,7 +55,7 @@ class PlainKD:
     def report(self) -> dict[str, float]:
         return {}
 
-# %% ../nbs/07_escape.ipynb #c008
+# %% ../nbs/07_escape.ipynb #c010
 def group_mean(
     values: Tensor,  # [N]
     mask: Tensor,  # bool [N]
@@ -101,7 +101,7 @@ class CalibratedKD:
     def report(self) -> dict[str, float]:
         return {"fragile_share": self.fragile_share.item()}
 
-# %% ../nbs/07_escape.ipynb #c011
+# %% ../nbs/07_escape.ipynb #c013
 @dataclass
 class ATEsc(CalibratedKD):
     "Adversarial trap escaping: KD on fragile images, forgetting on robust ones (arXiv 2507.04119; our reading)."

@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         eval_every=5,
         synthetic_images=64,
     ),
-    "digits": Preset(about="real digits at 16 x 16, 2 CPU cores, about 4 minutes"),
+    "digits": Preset(about="real digits at 16 x 16, 2 CPU cores, 4 minutes"),
 }
 
 
@@ -105,7 +105,7 @@ def train_teachers(
     sl = train_sl(task, fresh(), preset.teacher, seed, device)
     return Teachers(sl, train_ntl(task, fresh(), preset.teacher, seed, device))
 
-# %% ../nbs/10_experiment.ipynb #c011
+# %% ../nbs/10_experiment.ipynb #c012
 METHODS = ("plain", "ckd", "atesc")
 
 

@@ -36,7 +36,7 @@ class Splitter(Protocol):
     def __call__(self, teacher: nn.Module, images: Tensor, logits: Tensor | None = None) -> Split:
         "Split images [N, C, H, W]; a caller that knows the teacher's logits [N, K] passes them and saves a pass."
 
-# %% ../nbs/05_splitter.ipynb #c008
+# %% ../nbs/05_splitter.ipynb #c009
 def margin(
     logits: Tensor,  # [N, K]
     labels: Tensor,  # int64 [N]
@@ -120,7 +120,7 @@ class PGDSplitter:
         fragile[active] = False
         return Split(fragile, score)
 
-# %% ../nbs/05_splitter.ipynb #c012
+# %% ../nbs/05_splitter.ipynb #c013
 GRID = tuple(eps / 255 for eps in (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32))
 
 

@@ -1,13 +1,17 @@
-"""README.md from nbs/index.ipynb: nbconvert, with the inputs of tagged cells left out and paths seen from the top level."""
+"""README.md from nbs/index.ipynb, and its figures from the committed records. Run by `make notebooks`."""
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
+from atesc.core import load_records
+from atesc.report import plot_classes, plot_curves, plot_radius
+
 ROOT = Path(__file__).parents[1]
 
 
 def render() -> str:
+    """The README's text: inputs of tagged cells left out, paths as seen from the top level."""
     config = Config()
     config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
     config.TagRemovePreprocessor.remove_input_tags = {"remove_input"}
@@ -15,5 +19,13 @@ def render() -> str:
     return body.replace("](images/", "](nbs/images/").replace("](../", "](").strip() + "\n"
 
 
+def draw() -> None:
+    """nbs/images/*.png; the sheet of images itself comes from the run of seed 0."""
+    records = load_records(ROOT / "results/ood_trap")
+    for name, plot in (("curves", plot_curves), ("classes", plot_classes), ("radius", plot_radius)):
+        plot(records).savefig(ROOT / f"nbs/images/{name}.png", metadata={"Software": None})
+
+
 if __name__ == "__main__":
+    draw()
     (ROOT / "README.md").write_text(render(), encoding="utf-8")

@@ -1,5 +1,8 @@
 """The command line and papermill, as a user meets them."""
 import json
+import os
+import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +55,21 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
     clock = ("seconds", "finished")
     strip = [[{k: v for k, v in r.items() if k not in clock} for r in records(tmp_path / d)] for d in "ab"]
     assert strip[0] == strip[1]
+
+
+def test_progress_on_a_terminal_and_silence_without(tmp_path):
+    args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out", tmp_path]
+    assert atesc(*args)[2] == "", "without a terminal nothing is written to stderr"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, stdin=subprocess.DEVNULL) as process:
+        seen = b""
+        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.2)[0]:
+                seen += os.read(ours, 65536)
+    assert process.returncode == 0
+    for bar in (b"SL teacher, epochs: 100%", b"NTL teacher, epochs: 100%", b"NTL teacher, dfq atesc: 100%"):
+        assert bar in seen, seen[-2000:]
 
 
 def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):

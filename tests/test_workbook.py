@@ -56,6 +56,14 @@ def test_notebooks_read_well(path):
             assert out.output_type != "error", cell.source
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+def test_every_exported_cell_is_shown_at_work(path):
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    exported = [i for i, source in enumerate(code) if source.startswith("#| export")]
+    bare = [code[i] for i in exported[1:] if code[i + 1].startswith("#|")]  # the first one holds the imports
+    assert not bare, bare
+
+
 def test_modules_import_lower_numbers_only():
     order = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
     for name, number in order.items():

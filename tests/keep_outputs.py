@@ -1,0 +1,25 @@
+"""keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
+
+Outputs are copied cell by cell, progress widgets left out; the sources must be equal.
+"""
+import sys
+
+import nbformat
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def keep_outputs(executed_path: str, source_path: str) -> None:
+    """Copy the outputs of an executed notebook into its source, in place."""
+    executed, source = (nbformat.read(path, as_version=4) for path in (executed_path, source_path))
+    done = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in done] != [cell.source for cell in source.cells]:
+        sys.exit(f"{executed_path} was made from another version of {source_path}: run it again")
+    for old, new in zip(source.cells, done):
+        if old.cell_type == "code":
+            old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
+    nbformat.write(source, source_path)
+
+
+if __name__ == "__main__":
+    keep_outputs(*sys.argv[1:])
