@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import check_range, check_types
-from .splitter import PGDSplitter, Splitter
+from .splitter import PGDSplitter, Split, Splitter
 from .synthesis import Weigh, kl_divergence
 
 # %% ../nbs/07_escape.ipynb #c006
@@ -87,13 +87,17 @@ class CalibratedKD:
     def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
         with torch.no_grad():
             targets = teacher(images)
-        fragile = self.splitter(teacher, images, targets).fragile
-        self.fragile_share = self.blend(self.fragile_share, fragile.float().mean())
-        return self.batch_loss(targets, student(images), fragile)
+        split = self.splitter(teacher, images, targets)
+        self.fragile_share = self.blend(self.fragile_share, split.fragile.float().mean())
+        predictions = student(images)
+        distil = group_mean(kl_divergence(targets, predictions), split.fragile)
+        return distil + self.escape(teacher, images, targets, predictions, split)
 
-    def batch_loss(self, targets: Tensor, predictions: Tensor, fragile: Tensor) -> Tensor:
-        "The loss from logits [N, K] of teacher and student and the fragile mask [N]."
-        return group_mean(kl_divergence(targets, predictions), fragile)
+    def escape(
+        self, teacher: nn.Module, images: Tensor, targets: Tensor, predictions: Tensor, split: Split
+    ) -> Tensor | float:
+        "What is added to the loss for the images that are not fragile: nothing."
+        return 0.0
 
     def weigh(self, teacher: nn.Module) -> Weigh | None:
         return None
@@ -106,7 +110,8 @@ class CalibratedKD:
 class ATEsc(CalibratedKD):
     "Adversarial trap escaping: KD on fragile images, forgetting on robust ones (arXiv 2507.04119; our reading)."
 
-    forget: float = 0.3  # weight of forgetting on the robust group
+    forget: float = 0.1  # weight of forgetting on the robust group
+    confirm: Splitter = PGDSplitter(eps=12 / 255)  # images must survive this one too to be forgotten
     trap_excess: float = 0.25  # excess share of the robust group above which a class is a trap, 0 to 1
 
     name: ClassVar[str] = "atesc"
@@ -129,13 +134,18 @@ class ATEsc(CalibratedKD):
         "T^-: the trap classes' probability removed and the rest renormalised."
         return logits.masked_fill(self.traps(), -1e4)
 
-    def batch_loss(self, targets: Tensor, predictions: Tensor, fragile: Tensor) -> Tensor:
-        robust = ~fragile
-        if robust.any():
-            counts = targets[robust].argmax(1).bincount(minlength=targets.shape[1])
-            self.robust_classes = self.blend(self.robust_classes, counts / counts.sum())
-        forget = group_mean(kl_divergence(self.without_traps(targets), predictions), robust)
-        return super().batch_loss(targets, predictions, fragile) + self.forget * forget
+    def escape(
+        self, teacher: nn.Module, images: Tensor, targets: Tensor, predictions: Tensor, split: Split
+    ) -> Tensor | float:
+        "Forgetting, for the images that survive the stronger attack as well."
+        robust = split.robust
+        if not robust.any():
+            return 0.0
+        counts = targets[robust].argmax(1).bincount(minlength=targets.shape[1])
+        self.robust_classes = self.blend(self.robust_classes, counts / counts.sum())
+        sure = robust.clone()
+        sure[robust] = self.confirm(teacher, images[robust], targets[robust]).robust
+        return self.forget * group_mean(kl_divergence(self.without_traps(targets), predictions), sure)
 
     def weigh(self, teacher: nn.Module) -> Weigh:
         return lambda images, logits: self.splitter(teacher, images, logits).fragile.float()

@@ -41,7 +41,7 @@ class Preset:
     distill: DistillConfig = DistillConfig()
     ckd: CalibratedKD = field(default_factory=CalibratedKD)
     atesc: ATEsc = field(default_factory=ATEsc)
-    iterations: int = 450  # generator steps
+    iterations: int = 400  # generator steps
     eval_every: int = 25  # iterations between points of a curve
     synthetic_images: int = 1024  # drawn from the final generator for histograms and radii
 

@@ -40,11 +40,9 @@ def batchnorm_loss(
 
 def balance(
     logits: Tensor,  # [N, K]
-    weights: Tensor | None = None,  # [N], how much each image counts; None: equally
 ) -> Tensor:  # scalar, 0 (one class) to log K (all classes equally)
     "Entropy of the mean prediction, in nats."
-    p = logits.softmax(1)
-    mean = p.mean(0) if weights is None else (weights[:, None] * p).sum(0) / weights.sum().clamp(min=1e-8)
+    mean = logits.softmax(1).mean(0)
     return -(mean * mean.clamp(min=1e-8).log()).sum()
 
 # %% ../nbs/06_synthesis.ipynb #c009
@@ -102,7 +100,7 @@ class DFQ:
         self,
         teacher: nn.Module,  # frozen
         student: nn.Module,  # its predictions are used, its gradients are not touched
-        weigh: Weigh | None = None,  # per-image weights for the adversarial and the balance term
+        weigh: Weigh | None = None,  # per-image weights for the adversarial term
     ) -> None:
         "One generator step."
         c = self.config
@@ -110,8 +108,7 @@ class DFQ:
         images = self.generator(self.generator.latent(c.batch_size))
         seen = observe(teacher, images)
         logits = seen.logits
-        weights = None if weigh is None else weigh(images.detach(), logits.detach())
-        loss = c.oh * F.cross_entropy(logits, logits.argmax(1)) - c.bal * balance(logits, weights)
+        loss = c.oh * F.cross_entropy(logits, logits.argmax(1)) - c.bal * balance(logits)
         if seen.statistics:
             loss = loss + c.bn * batchnorm_loss(seen.statistics)
         elif c.bn:
@@ -123,7 +120,9 @@ class DFQ:
         if c.adv:
             with frozen(student):
                 disagreement = kl_divergence(logits, student(images))
-            loss = loss - c.adv * (disagreement if weights is None else weights * disagreement).mean()
+            if weigh is not None:
+                disagreement = weigh(images.detach(), logits.detach()) * disagreement
+            loss = loss - c.adv * disagreement.mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
