@@ -39,7 +39,8 @@ results: $(READY) ## regenerate the committed records, one run a seed
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/[0-9]*.ipynb nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/[0-9]*.ipynb nbs/index.ipynb
+	for notebook in nbs/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tests/keep_outputs.py $$notebook $$notebook; done
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/render_readme.py
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import as_config, check_range, check_types, choose, configure, provenance
+from .core import as_config, check_range, check_types, choose, configure, provenance, seeded
 from .distill import DistillConfig, Distilled, distill
 from .domains import TASKS, Task, load_task
 from .escape import ATEsc, CalibratedKD, Objective, PlainKD
@@ -164,8 +164,7 @@ def run_student(
         eval_every=preset.eval_every,
         desc=f"{teacher.upper()} teacher, {synthesizer.name} {method}",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         images = synthesizer.sample(preset.synthetic_images)
     with torch.no_grad():
         classes = teachers[teacher](images).argmax(1).bincount(minlength=task.num_classes).tolist()
