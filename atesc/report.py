@@ -43,7 +43,7 @@ STYLE = {  # one style for all figures; readable in grey
     "font.size": 9,
 }
 
-# %% ../nbs/11_report.ipynb #c007
+# %% ../nbs/11_report.ipynb #c008
 def mean_std(
     values: Iterable[float | None],  # one a seed; None: not measured
     digits: int = 1,  # after the point
@@ -81,7 +81,7 @@ def table(
         rows.append({"teacher": TEACHERS[teacher], "student": METHODS[method], **cells, "seeds": len(mine)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_report.ipynb #c010
+# %% ../nbs/11_report.ipynb #c011
 def caption(records: Sequence[Record]) -> str:  # "digits->digits_photo · seeds 0 1 · n = ..."
     "Task, seeds and numbers of images, for the title of a figure."
     tasks = sorted({record["task"] for record in records if record.get("task")})
@@ -119,7 +119,7 @@ def plot_curves(records: Sequence[Record]) -> Figure:
         figure.suptitle(caption(records))
     return figure
 
-# %% ../nbs/11_report.ipynb #c013
+# %% ../nbs/11_report.ipynb #c014
 def plot_images(
     groups: dict[str, Tensor],  # row title -> images [n, 3, H, W] in [0,1]; shorter rows end in blanks
     title: str = "",  # of the sheet
@@ -139,7 +139,7 @@ def plot_images(
         figure.suptitle(title)
     return figure
 
-# %% ../nbs/11_report.ipynb #c016
+# %% ../nbs/11_report.ipynb #c017
 def plot_classes(records: Sequence[Record]) -> Figure:
     "Figure: share of synthetic images a class, plain baseline, SL against NTL teacher; bars are means over seeds."
     with plt.rc_context(STYLE):
@@ -157,7 +157,7 @@ def plot_classes(records: Sequence[Record]) -> Figure:
         figure.suptitle(caption(records))
     return figure
 
-# %% ../nbs/11_report.ipynb #c018
+# %% ../nbs/11_report.ipynb #c020
 def plot_radius(records: Sequence[Record]) -> Figure:
     "Figure: share of images whose per-sample radius is at most eps, by teacher; lines are means over seeds."
     with plt.rc_context(STYLE):
@@ -179,7 +179,7 @@ def plot_radius(records: Sequence[Record]) -> Figure:
         figure.suptitle(caption(records))
     return figure
 
-# %% ../nbs/11_report.ipynb #c021
+# %% ../nbs/11_report.ipynb #c023
 def save_figure(
     figure: Figure,  # what to save; it stays open
     out: str | Path,  # a run's folder
