@@ -15,6 +15,7 @@ from atesc.cli import experiments, list_all, main
 from atesc.experiment import PRESETS
 
 ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())"]
 FIELDS = set(
     "experiment task kind id_domain ood_domain teacher baseline method seed iterations iacc oacc olacc asr mislead "
     "teacher_iacc teacher_oacc seconds teacher_passes config versions device commit".split()
@@ -23,7 +24,7 @@ FIELDS = set(
 
 def atesc(*args, cwd=None):
     """Run the command as a process; returns exit code, stdout, stderr."""
-    command = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())", *map(str, args)]
+    command = [*COMMAND, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
 
@@ -61,7 +62,7 @@ def test_progress_on_a_terminal_and_silence_without(tmp_path):
     args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out", tmp_path]
     assert atesc(*args)[2] == "", "without a terminal nothing is written to stderr"
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())", *map(str, args)]
+    command = [*COMMAND, *map(str, args)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, stdin=subprocess.DEVNULL) as process:
         seen = b""
         while process.poll() is None or select.select([ours], [], [], 0)[0]:
