@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import check_images, check_logits, check_range, check_types, check_weights, progress, seeded
+from .core import ConfigError, check_images, check_logits, check_range, check_types, check_weights, progress, seeded
 from .escape import Objective, PlainKD
 from .networks import Passes, count_passes, frozen
-from .synthesis import Synthesizer
+from .synthesis import Pool, Synthesizer
 
 # %% ../nbs/08_distill.ipynb #c006
 def check_pair(
@@ -43,15 +43,18 @@ def check_pair(
 class DistillConfig:
     "The student's side of the loop."
 
-    student_steps: int = 5  # student steps after each generator step
+    student_steps: int = 8  # student steps after each generator step
     batch_size: int = 64  # synthetic images in a student step
     lr: float = 2e-3  # of Adam, annealed to zero by a cosine
+    pool: int = 2048  # recent synthetic images that students draw from
+    autocast: bool = False  # 16-bit (bfloat16) arithmetic where torch deems it safe
 
     def __post_init__(self):
         check_types(self)
         check_range("DistillConfig.student_steps", self.student_steps, 1)
         check_range("DistillConfig.batch_size", self.batch_size, 2)
         check_range("DistillConfig.lr", self.lr, 0)
+        check_range("DistillConfig.pool", self.pool, 2)
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Distilled:
 
     student: nn.Module  # trained in place, in evaluation mode
     curve: list[dict[str, Any]] = field(default_factory=list)  # per evaluation: iteration, metrics, objective's report
-    passes: Passes = field(default_factory=Passes)  # images through the teacher
+    passes: Passes = field(default_factory=Passes)  # images, and gradients of images, through the teacher
     seconds: float = 0.0  # of training, evaluation left out
 
 
@@ -87,14 +90,20 @@ def distill(
     with seeded(seed), frozen(teacher):
         objective.start(check_pair(teacher, student, synthesizer), device)
         student.train()
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr)
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations * config.student_steps)
+        pool = Pool(config.pool)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.autocast)
         with count_passes(teacher) as result.passes:
             for iteration in progress(iterations, desc):
                 began = time.perf_counter()
-                synthesizer.update(teacher, student, objective.weigh(teacher))
+                with autocast:
+                    new = synthesizer.update(teacher, student, objective)
+                pool.add(new)
+                objective.update(new, pool.everything())
                 for _ in range(config.student_steps):
-                    loss = objective.loss(teacher, student, synthesizer.sample(config.batch_size))
+                    with autocast:
+                        loss = objective.loss(student, pool.draw(config.batch_size))
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .core import check_range, check_types
-from .splitter import PGDSplitter, Split, Splitter
-from .synthesis import Weigh, kl_divergence
+from .splitter import RadiusSplitter, Splitter
+from .synthesis import Batch, kl_divergence
 
 # %% ../nbs/07_escape.ipynb #c006
 class Objective(Protocol):
@@ -25,11 +25,17 @@ class Objective(Protocol):
     def start(self, num_classes: int, device: torch.device) -> None:
         "Clear all running estimates."
 
-    def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
-        "The student's loss on synthetic images [N, C, H, W]; the teacher is frozen."
+    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+        "Scores [N] of new images; the teacher is frozen, and the graph of `logits` is alive."
 
-    def weigh(self, teacher: nn.Module) -> Weigh | None:
-        "Per-image weights for the synthesizer, or None."
+    def weigh(self, score: Tensor) -> Tensor | None:
+        "Weights [N] for the synthesizer's adversarial term, or None."
+
+    def update(self, new: Batch, pool: Batch) -> None:
+        "Look at the new images, and at all in the pool."
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        "The student's loss, a scalar."
 
     def report(self) -> dict[str, float]:
         "Running estimates worth plotting."
@@ -44,13 +50,17 @@ class PlainKD:
     def start(self, num_classes: int, device: torch.device) -> None:
         pass
 
-    def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            targets = teacher(images)
-        return kl_divergence(targets, student(images)).mean()
+    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+        return logits.new_zeros(len(logits))
 
-    def weigh(self, teacher: nn.Module) -> None:
+    def weigh(self, score: Tensor) -> None:
         return None
+
+    def update(self, new: Batch, pool: Batch) -> None:
+        pass
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        return kl_divergence(batch.logits, student(batch.images)).mean()
 
     def report(self) -> dict[str, float]:
         return {}
@@ -68,50 +78,39 @@ def group_mean(
 class CalibratedKD:
     "KD on the fragile group only (our reading of ATEsc's calibrated KD, arXiv 2507.04119)."
 
-    splitter: Splitter = PGDSplitter()  # fragile = ID-like
-    momentum: float = 0.98  # of running means, per student step
+    splitter: Splitter = RadiusSplitter()  # fragile = ID-like
 
     name: ClassVar[str] = "ckd"
 
     def __post_init__(self):
         check_types(self)
-        check_range(f"{type(self).__name__}.momentum", self.momentum, 0, 1)
 
     def start(self, num_classes: int, device: torch.device) -> None:
+        self.threshold = torch.tensor(float("inf"), device=device)  # until an image has been seen, all are fragile
         self.fragile_share = torch.ones((), device=device)
 
-    def blend(self, old: Tensor, new: Tensor) -> Tensor:
-        "One step of a running mean."
-        return self.momentum * old + (1 - self.momentum) * new
+    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+        return self.splitter.score(teacher, images, logits)
 
-    def loss(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            targets = teacher(images)
-        split = self.splitter(teacher, images, targets)
-        self.fragile_share = self.blend(self.fragile_share, split.fragile.float().mean())
-        predictions = student(images)
-        distil = group_mean(kl_divergence(targets, predictions), split.fragile)
-        return distil + self.escape(teacher, images, targets, predictions, split)
-
-    def escape(
-        self, teacher: nn.Module, images: Tensor, targets: Tensor, predictions: Tensor, split: Split
-    ) -> Tensor | float:
-        "What is added to the loss for the images that are not fragile: nothing."
-        return 0.0
-
-    def weigh(self, teacher: nn.Module) -> Weigh | None:
+    def weigh(self, score: Tensor) -> Tensor | None:
         return None
 
+    def update(self, new: Batch, pool: Batch) -> None:
+        self.threshold = self.splitter.threshold(pool.score, pool.logits.argmax(1))
+        self.fragile_share = (pool.score < self.threshold).float().mean()
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        return group_mean(kl_divergence(batch.logits, student(batch.images)), batch.score < self.threshold)
+
     def report(self) -> dict[str, float]:
-        return {"fragile_share": self.fragile_share.item()}
+        return {"threshold": self.threshold.item(), "fragile_share": self.fragile_share.item()}
 
 # %% ../nbs/07_escape.ipynb #c013
 @dataclass
 class ATEsc(CalibratedKD):
     "Adversarial trap escaping: KD on fragile images, forgetting on robust ones (arXiv 2507.04119; our reading)."
 
-    forget: float = 0.1  # weight of forgetting on the robust group
-    confirm: Splitter = PGDSplitter(eps=12 / 255)  # images must survive this one too to be forgotten
+    forget: float = 0.3  # weight of forgetting on the robust group
     trap_excess: float = 0.25  # excess share of the robust group above which a class is a trap, 0 to 1
 
     name: ClassVar[str] = "atesc"
@@ -123,32 +122,31 @@ class ATEsc(CalibratedKD):
 
     def start(self, num_classes: int, device: torch.device) -> None:
         super().start(num_classes, device)
-        self.robust_classes = torch.full((num_classes,), 1 / num_classes, device=device)
+        self.robust_classes = torch.zeros(num_classes, device=device)
+
+    def weigh(self, score: Tensor) -> Tensor:
+        return (score < self.threshold).float()
+
+    def update(self, new: Batch, pool: Batch) -> None:
+        super().update(new, pool)
+        labels = new.logits.argmax(1)[new.score >= self.threshold]
+        self.robust_classes += labels.bincount(minlength=len(self.robust_classes))
 
     def traps(self) -> Tensor:  # bool [K]
         "The trap classes, as far as seen."
         chance = 1 / len(self.robust_classes)
-        return (self.robust_classes - chance) / (1 - chance) > self.trap_excess
+        share = self.robust_classes / self.robust_classes.sum().clamp(min=1)
+        return (share - chance) / (1 - chance) > self.trap_excess
 
     def without_traps(self, logits: Tensor) -> Tensor:  # logits [N, K]
         "T^-: the trap classes' probability removed and the rest renormalised."
         return logits.masked_fill(self.traps(), -1e4)
 
-    def escape(
-        self, teacher: nn.Module, images: Tensor, targets: Tensor, predictions: Tensor, split: Split
-    ) -> Tensor | float:
-        "Forgetting, for the images that survive the stronger attack as well."
-        robust = split.robust
-        if not robust.any():
-            return 0.0
-        counts = targets[robust].argmax(1).bincount(minlength=targets.shape[1])
-        self.robust_classes = self.blend(self.robust_classes, counts / counts.sum())
-        sure = robust.clone()
-        sure[robust] = self.confirm(teacher, images[robust], targets[robust]).robust
-        return self.forget * group_mean(kl_divergence(self.without_traps(targets), predictions), sure)
-
-    def weigh(self, teacher: nn.Module) -> Weigh:
-        return lambda images, logits: self.splitter(teacher, images, logits).fragile.float()
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        fragile, predictions = batch.score < self.threshold, student(batch.images)
+        distil = group_mean(kl_divergence(batch.logits, predictions), fragile)
+        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions), ~fragile)
+        return distil + self.forget * forget
 
     def report(self) -> dict[str, float]:
         return {**super().report(), "trap_classes": self.traps().sum().item()}

@@ -73,7 +73,7 @@ def _train(
     batch = min(config.batch_size, len(id_set), len(ood_set) if ntl else len(id_set))
     batches = len(id_set) // batch
     with seeded(seed):
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * batches)
         model.train()
         bar = progress(config.epochs, f"{'NTL' if ntl else 'SL'} teacher, epochs")
