@@ -12,6 +12,7 @@ import papermill
 import pytest
 
 from atesc.cli import experiments, list_all, main
+from atesc.core import load_records
 from atesc.experiment import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -38,24 +39,50 @@ def test_list_names_everything():
     assert all(name in text for name in [*experiments(), *PRESETS])
 
 
+FIGURES = {"ood_trap": ["images", "classes", "radius", "curves"], "bench": ["scaling", "profile"]}
+QUICK = {"bench": ["-p", "rounds", 1]}
+
+
+def without_clock(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "finished")}
+
+
 @pytest.mark.parametrize("experiment", experiments())
 def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
-    code, out, err = atesc("run", experiment, "--preset", "debug", "--seed", 3, "--out", tmp_path / "a")
+    code, out, err = atesc("run", experiment, "--preset", "debug", "--seed", 3, "--out", tmp_path, *QUICK.get(experiment, []))
     assert code == 0, err
-    assert (tmp_path / "a" / f"{experiment}.ipynb").exists()
-    assert {p.name for p in (tmp_path / "a/figures").iterdir()} == {f"{n}.png" for n in ("images", "classes", "radius", "curves")}
+    assert (tmp_path / f"{experiment}.ipynb").exists()
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(FIGURES[experiment])
+    for record in records(tmp_path):
+        assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
+        assert record["experiment"] == experiment and record["seed"] == 3
+        assert record["config"]["preset"]["task"] == "debug->debug_ood"
+
+
+def test_the_main_job_leaves_the_same_records_twice(tmp_path):
+    for run in "ab":
+        code, out, err = atesc("run", "ood_trap", "--preset", "debug", "--seed", 3, "--out", tmp_path / run)
+        assert code == 0, err
     found = records(tmp_path / "a")
     assert [(r["teacher"], r["method"]) for r in found] == [("sl", "plain"), ("ntl", "plain"), ("ntl", "ckd"), ("ntl", "atesc")]
     for record in found:
         assert FIELDS <= set(record)
-        assert record["seed"] == 3 and record["olacc"] is None and record["asr"] is None
-        assert 0 <= record["iacc"] <= 100 and record["config"]["preset"]["task"] == "debug->debug_ood"
-    # the same seed gives the same records, but for the clock
-    code, out, err = atesc("run", experiment, "--preset", "debug", "--seed", 3, "--out", tmp_path / "b")
+        assert record["olacc"] is None and record["asr"] is None and 0 <= record["iacc"] <= 100
+    assert [without_clock(r) for r in found] == [without_clock(r) for r in records(tmp_path / "b")]
+
+
+def test_the_bench_measures_everything_it_shows(tmp_path):
+    code, out, err = atesc("run", "bench", "--preset", "debug", "--out", tmp_path, "-p", "rounds", 2)
     assert code == 0, err
-    clock = ("seconds", "finished")
-    strip = [[{k: v for k, v in r.items() if k not in clock} for r in records(tmp_path / d)] for d in "ab"]
-    assert strip[0] == strip[1]
+    found = records(tmp_path)
+    assert {r["measure"] for r in found} == {"split", "step", "passes", "scaling", "profile", "options", "memory"}
+    assert {r["config"]["against"] for r in found if r["measure"] == "split"} == {"torchattacks", "art"}
+    assert all(r["low"] <= r["median"] <= r["high"] for r in found)
+    base = [r for r in found if r["measure"] == "step" and r["method"] == "DFQ" and r["unit"] == "times DFQ's"]
+    assert [r["median"] for r in base] == [1.0, 1.0]
+    parts = [r for r in found if r["measure"] == "profile"]
+    assert all(r["low"] >= 0 for r in parts), "no part takes more than the whole"
+    assert len(load_records(tmp_path)) == len(found), "no two records have the same key"
 
 
 def test_progress_on_a_terminal_and_silence_without(tmp_path):
@@ -87,8 +114,8 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: ood_trap. Did you mean 'ood_trap'?"),
-        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits. Did you mean 'digits'?"),
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: bench, ood_trap. Did you mean 'ood_trap'?"),
+        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits, mnist. Did you mean 'digits'?"),
         (["run", "ood_trap", "--seed", "one"], "parameter seed takes int, got 'one'"),
         (["run", "ood_trap", "--seed", "-1"], "parameter seed must be 0 to"),
         (["run", "ood_trap", "-p", "iteration", "3"], "Did you mean 'iterations'?"),
