@@ -130,12 +130,18 @@ class PGDSplitter(Splitter):
         low, high = (images.detach() - self.eps).clamp(min=0), (images.detach() + self.eps).clamp(max=1)
         score = torch.empty(len(images), device=images.device)
         active = torch.arange(len(images), device=images.device)  # not yet decided
-        for _ in range(self.steps):
+        for t in range(self.steps):
             if gradient is None:
                 logits, gradient = ascend(teacher, points, labels[active])
             score[active] = now = margin(logits, labels[active])
             reach = (gradient.abs() * torch.where(gradient > 0, high - points, points - low)).flatten(1).sum(1)
             open_ = (now >= 0) & (now <= SLACK * reach)
+            easy = (open_ & (SLACK * now <= reach)).nonzero()[:, 0]
+            if t == 0 and len(easy):
+                with torch.no_grad():
+                    corner = margin(teacher(torch.where(gradient > 0, high, low)[easy]), labels[easy])
+                score[easy[corner < 0]] = corner[corner < 0]
+                open_[easy[corner < 0]] = False
             active, points, gradient, low, high = (x[open_] for x in (active, points, gradient, low, high))
             if not len(active):
                 return score
