@@ -136,7 +136,7 @@ class PGDSplitter(Splitter):
             score[active] = now = margin(logits, labels[active])
             reach = (gradient.abs() * torch.where(gradient > 0, high - points, points - low)).flatten(1).sum(1)
             open_ = (now >= 0) & (now <= SLACK * reach)
-            easy = (open_ & (SLACK * now <= reach)).nonzero()[:, 0]
+            easy = (open_ & (now <= reach)).nonzero()[:, 0]
             if t == 0 and len(easy):
                 with torch.no_grad():
                     corner = margin(teacher(torch.where(gradient > 0, high, low)[easy]), labels[easy])
