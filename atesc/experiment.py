@@ -75,6 +75,7 @@ PRESETS: dict[str, Preset] = {
         teacher=TeacherConfig(epochs=2),
         iterations=500,
         eval_every=100,
+        synthetic_images=512,  # twice as many would be the peak of memory
     ),
 }
 
