@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import ConfigError, check_images, check_logits, check_range, check_types, check_weights, progress, seeded
+from .core import check_images, check_logits, check_range, check_types, check_weights, progress, seeded
 from .escape import Objective, PlainKD
 from .networks import Passes, count_passes, frozen
 from .synthesis import Pool, Synthesizer

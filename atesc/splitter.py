@@ -136,8 +136,7 @@ class PGDSplitter(Splitter):
             score[active] = now = margin(logits, labels[active])
             reach = (gradient.abs() * torch.where(gradient > 0, high - points, points - low)).flatten(1).sum(1)
             open_ = (now >= 0) & (now <= SLACK * reach)
-            easy = (open_ & (now <= reach)).nonzero()[:, 0]
-            if t == 0 and len(easy):
+            if t == 0 and len(easy := (open_ & (now <= reach)).nonzero()[:, 0]):
                 with torch.no_grad():
                     corner = margin(teacher(torch.where(gradient > 0, high, low)[easy]), labels[easy])
                 score[easy[corner < 0]] = corner[corner < 0]
@@ -187,7 +186,7 @@ def radius(
             found[active[flipped]] = edges[level[flipped]]
             moved = (points - images[active]).abs().flatten(1).amax(1)
             needed = moved + first_order_radius(logits, gradient, labels[active]) / SLACK
-            rises = torch.maximum(level + (taken == steps), torch.bucketize(needed, edges).clamp(min=0))
+            rises = torch.maximum(level + (taken == steps), torch.bucketize(needed, edges))
             taken = torch.where(rises > level, 0, taken) + 1
             stays = ~flipped & (rises < len(edges))
             active, points, gradient, level, taken = (x[stays] for x in (active, points, gradient, rises, taken))
