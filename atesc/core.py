@@ -115,7 +115,8 @@ def check_images(
     if images.ndim != 4:
         raise ValueError(f"{name} must have shape [N, C, H, W], got {list(images.shape)}")
     if images.numel():
-        low, high = (value.item() for value in torch.aminmax(images.detach()))
+        distinct = images[:, :1] if images.stride(1) == 0 else images  # grey images viewed as colour: reducing a view would copy it
+        low, high = (value.item() for value in torch.aminmax(distinct.detach()))
         if not (low >= 0.0 and high <= 1.0):  # also false for NaN
             raise ValueError(f"{name} must lie in [0,1] without NaN, got values from {low:g} to {high:g}")
     return images

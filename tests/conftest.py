@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from atesc.domains import load_task
 from atesc.experiment import load_preset, train_teachers
+from atesc.tasks import load_task
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,21 @@
 """Domains: fixed splits without overlap, files found where they should be, helpful errors."""
+import bz2
+import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import CIFAR10, STL10, SVHN
 
 from atesc.core import ConfigError
-from atesc.domains import CROP, ImageSet, data_root, load_task, photo_columns
+from atesc.domains import (
+    CIFAR_CLASSES, CROP, DOMAINS, SOURCES, STL_CLASSES, ImageSet, _photo_crops, data_root, font_files, load_domain, photo_columns,
+)  # fmt: skip
+from atesc.tasks import load_task
 
 
 def test_no_digit_is_in_both_parts():
@@ -29,6 +37,39 @@ def test_no_photo_pixel_is_in_both_parts(monkeypatch):
     monkeypatch.setattr(domains, "load_sample_images", lambda: fake)
     assert domains._photo_crops(200, 16, "train").max() == 0
     assert domains._photo_crops(200, 16, "test").min() == 1
+    photos = domains.photos(16, None)
+    assert photos.train.images.max() == 0 and photos.test.images.min() == 1
+    for part in (photos.train, photos.test):
+        assert part.labels.bincount().tolist() == [len(part) // 2] * 2
+
+
+def test_photos_are_labelled_by_photograph(monkeypatch):
+    import atesc.domains as domains
+
+    black, white = (np.full((427, 640, 3), level, dtype=np.uint8) for level in (0, 255))
+    monkeypatch.setattr(domains, "load_sample_images", lambda: type("Bunch", (), {"images": [black, white]}))
+    for part in (domains.photos(8, None).train, domains.photos(8, None).test):
+        assert torch.equal(part.images.amax((1, 2, 3)), part.labels.float())
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_no_printed_digit_is_in_both_parts(size):
+    assert not set(font_files("train")) & set(font_files("test"))
+    domain, plain = load_domain("digits_font", size), load_domain("digits", size)
+    train = {image.numpy().tobytes() for image in domain.train.images}
+    assert not any(image.numpy().tobytes() in train for image in domain.test.images)
+    assert torch.equal(domain.train.labels, plain.train.labels) and torch.equal(domain.test.labels, plain.test.labels)
+    assert torch.equal(domain.train.images[:, 0], domain.train.images[:, 2])  # white on black, no colour
+    border = torch.cat([domain.train.images[..., 0].flatten(1), domain.train.images[..., -1].flatten(1)], 1)
+    assert border.mean() < 0.02 < domain.train.images.amax((1, 2, 3)).min()
+
+
+def test_printed_digits_can_be_told_apart():
+    """The nearest of the ten mean train images names most test digits, though the fonts are others."""
+    domain = load_domain("digits_font", 16)
+    means = torch.stack([domain.train.images[domain.train.labels == k].mean(0) for k in range(10)]).flatten(1)
+    nearest = torch.cdist(domain.test.images.flatten(1), means).argmin(1)
+    assert (nearest == domain.test.labels).float().mean() > 0.6
 
 
 def test_the_split_is_fixed():
@@ -48,6 +89,16 @@ def write_idx(path, array):
     path.write_bytes(header + array.tobytes())
 
 
+def write_folders(folder, classes, parts=("train", "test"), n=1, kind="png", side=28):
+    rng = np.random.default_rng(1)
+    for part in parts:
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            for k in range(n):
+                image = Image.fromarray(rng.integers(0, 256, (side, side + 4, 3), dtype=np.uint8))
+                image.save(folder / part / name / f"{k}.{kind}")
+
+
 @pytest.fixture
 def data_folder(tmp_path):
     """MNIST and MNIST-M in their on-disk formats, a few images each."""
@@ -57,11 +108,7 @@ def data_folder(tmp_path):
     for part, n in (("train", 20), ("t10k", 10)):
         write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28), dtype=np.uint8))
         write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8))
-    for part in ("train", "test"):
-        for digit in range(10):
-            folder = tmp_path / "mnist_m" / part / str(digit)
-            folder.mkdir(parents=True)
-            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / "a.png")
+    write_folders(tmp_path / "mnist_m", "0123456789")
     return tmp_path
 
 
@@ -74,9 +121,197 @@ def test_mnist_tasks_from_files(data_folder, monkeypatch):
     assert torch.equal(load_task("mnist->mnist_m", size=16).id.test.images, task.id.test.images)
 
 
-def test_missing_data_says_where_and_how(tmp_path):
+def write_stand_in(name, root):
+    """Twenty train and ten test images in the data set's own on-disk format; returns their pixels [N, C, H, W] and labels."""
+    rng = np.random.default_rng(0)
+    shape = {"usps": (1, 16, 16), "svhn": (3, 32, 32), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}.get(name, (1, 28, 28))
+    made = [(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10) for n in (20, 10)]
+    if name == "stl10":  # blocks of one colour, so that something is left at a sixth of the size
+        made = [(pixels[..., ::6, ::6].repeat(6, 2).repeat(6, 3), labels) for pixels, labels in made]
+    for part, (pixels, labels) in zip(("train", "test"), made):
+        if name in ("mnist", "fashion_mnist"):
+            raw = root / SOURCES[name].files
+            raw.mkdir(parents=True, exist_ok=True)
+            prefix = raw / {"train": "train", "test": "t10k"}[part]
+            write_idx(prefix.with_name(f"{prefix.name}-images-idx3-ubyte"), pixels[:, 0])
+            write_idx(prefix.with_name(f"{prefix.name}-labels-idx1-ubyte"), labels.astype(np.uint8))
+        elif name == "usps":  # libsvm: labels 1 to 10, pixels -1 to 1
+            rows = zip(labels + 1, (pixels / 127.5 - 1).reshape(len(pixels), -1))
+            text = "".join(f"{k} " + " ".join(f"{i + 1}:{v:.5f}" for i, v in enumerate(row)) + "\n" for k, row in rows)
+            (root / {"train": "usps.bz2", "test": "usps.t.bz2"}[part]).write_bytes(bz2.compress(text.encode()))
+        elif name == "svhn":  # HWCN, digit 0 has the label 10
+            savemat(root / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]})
+        elif name == "cifar10":
+            folder = root / "cifar-10-batches-py"
+            folder.mkdir(exist_ok=True)
+            names = [f"data_batch_{k}" for k in range(1, 6)] if part == "train" else ["test_batch"]
+            for file, rows in zip(names, np.array_split(np.arange(len(pixels)), len(names))):
+                batch = {"data": pixels[rows].reshape(len(rows), -1), "labels": labels[rows].tolist()}
+                (folder / file).write_bytes(pickle.dumps(batch))
+            (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CIFAR_CLASSES)}))
+        elif name == "stl10":  # column-major images, labels 1 to 10
+            folder = root / "stl10_binary"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{part}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())
+            (folder / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
+            (folder / "unlabeled_X.bin").write_bytes(b"")
+            (folder / "class_names.txt").write_text("\n".join(STL_CLASSES))
+    return made
+
+
+@pytest.fixture
+def any_checksum(monkeypatch):
+    """torchvision compares some files with the MD5 sums of the real ones; stand-ins have others, so only their presence counts."""
+    for module in (CIFAR10, STL10, SVHN):
+        monkeypatch.setattr(f"{module.__module__}.check_integrity", lambda path, md5=None: Path(path).is_file())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_torchvision_files_are_read_as_they_are(name, tmp_path, any_checksum):
+    made = write_stand_in(name, tmp_path)
+    side = made[0][0].shape[-1]
+    size = side if side <= 64 and side % 4 == 0 else 16
+    domain = load_domain(name, size, tmp_path)
+    assert domain.name == name and domain.classes == SOURCES[name].classes
+    for part, (pixels, labels) in zip((domain.train, domain.test), made):
+        assert part.labels.tolist() == labels.tolist()
+        assert part.images.shape == (len(labels), 3, size, size)
+        if len(pixels[0]) == 1:
+            assert part.images.stride(1) == 0  # a view: three channels at the memory of one
+        if size == side:
+            slack = 1.01 / 255 if name == "usps" else 1e-6  # torchvision rounds USPS down to 8 bits
+            assert (part.images - torch.tensor(pixels) / 255).abs().max() <= slack
+        else:  # STL-10, 96 to 16
+            coarse = torch.tensor(pixels[..., ::6, ::6]) / 255
+            assert torch.corrcoef(torch.stack([coarse.flatten(), part.images.flatten()]))[0, 1] > 0.9
+
+
+def test_a_damaged_file_is_reported(tmp_path):
+    """With torchvision's checksums in force a stand-in is not CIFAR-10."""
+    write_stand_in("cifar10", tmp_path)
+    with pytest.raises(FileNotFoundError, match="or is damaged there"):
+        load_domain("cifar10", 16, tmp_path)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_missing_data_says_where_and_how(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        load_domain(name, 16, tmp_path)
+    text, source = str(found.value), SOURCES[name]
+    for piece in (str(tmp_path / source.files), f"{tmp_path / name}/{{train,test}}", f"({source.megabytes} MB)", "download=True"):
+        assert piece in text
+    code = text.split('python -c "')[1].removesuffix('"')
+    asked = []
+    stand_in = type(source.dataset.__name__, (), {"__init__": lambda self, *given, **named: asked.append((given, named))})
+    exec(code.split("; ")[1], {source.dataset.__name__: stand_in})  # the command asks torchvision for both parts
+    assert asked == [((str(tmp_path), part), {"download": True}) for part in source.parts]
+
+
+def test_missing_tasks_say_where_and_how(tmp_path):
     with pytest.raises(FileNotFoundError, match="MNIST is not in .*download=True"):
         load_task("mnist->mnist_m", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="one folder a digit, and cannot be built, since MNIST is not in"):
+        load_domain("mnist_m", root=tmp_path)
+
+
+def test_class_folders_stand_in_for_torchvision_files(tmp_path):
+    write_folders(tmp_path / "cifar10", CIFAR_CLASSES, kind="jpg")
+    write_folders(tmp_path / "fashion_mnist", "0123456789")
+    domain = load_domain("cifar10", 16, tmp_path)
+    assert domain.classes == CIFAR_CLASSES and domain.test.labels.tolist() == list(range(10))
+    assert load_domain("fashion_mnist", 16, tmp_path).classes == SOURCES["fashion_mnist"].classes
+    write_folders(tmp_path / "svhn", ["one", "two"])
+    with pytest.raises(ValueError, match="must have the class folders 0, 1, 2, .* or their numbers, got one, two"):
+        load_domain("svhn", 16, tmp_path)
+
+
+@pytest.mark.parametrize("background", ["photos", "cifar10"])
+def test_mnist_m_is_built_without_its_folders(background, tmp_path, any_checksum):
+    """Every image is |c - d| of its digit and a background of its own part, and of none of the other part."""
+    write_stand_in("mnist", tmp_path)
+    if background == "cifar10":
+        write_stand_in("cifar10", tmp_path)
+        cifar = load_domain("cifar10", 28, tmp_path)
+        behind = [cifar.train.images, cifar.test.images]
+    else:
+        behind = [_photo_crops(n, 28, part) for n, part in ((20, "train"), (10, "test"))]
+    plain, built = load_domain("mnist", 28, tmp_path), load_domain("mnist_m", 28, tmp_path)
+    assert built.name == f"mnist_m_{background}"  # the records say which it is
+    for part, digits, own, other in ((built.train, plain.train, *behind), (built.test, plain.test, *behind[::-1])):
+        assert torch.equal(part.labels, digits.labels)
+        for image, digit in zip(part.images, digits.images):
+            near, far = (((c - digit).abs() - image).abs().amax((1, 2, 3)).min() for c in (own, other))
+            assert near < 1e-6 and far > 0.1
+    assert torch.equal(built.train.images, load_domain("mnist_m", 28, tmp_path).train.images)
+
+
+def test_grey_images_are_checked_without_a_copy():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append((str(function), [a.numel() for a in args if isinstance(a, torch.Tensor)]))
+            return function(*args, **(kwargs or {}))
+
+    grey = torch.rand(10, 1, 8, 8)
+    with Watch():
+        ImageSet(grey.expand(-1, 3, -1, -1), torch.zeros(10, dtype=torch.int64))
+    assert [n for name, n in seen if "aminmax" in name] == [[640]]
+    with pytest.raises(ValueError, match=r"must lie in \[0,1\]"):
+        ImageSet((grey + 1).expand(-1, 3, -1, -1), torch.zeros(10, dtype=torch.int64))
+
+
+def test_own_folders_with_a_split(tmp_path):
+    write_folders(tmp_path, ["cat", "dog"], n=2)
+    domain = load_domain(f"folder:{tmp_path}", 16)
+    assert (domain.name, domain.classes, len(domain.train), len(domain.test)) == (f"folder:{tmp_path}", ("cat", "dog"), 4, 4)
+    first = Image.open(tmp_path / "train/cat/0.png").resize((16, 16))
+    assert torch.equal(domain.train.images[0], torch.tensor(np.array(first)).permute(2, 0, 1) / 255)
+
+
+def test_own_folders_are_split_once_and_for_all(tmp_path):
+    write_folders(tmp_path, ["cat", "dog"], parts=("",), n=8)
+    one, two = load_domain(f"folder:{tmp_path}", 16), load_domain(f"folder:{tmp_path}", 16)
+    assert one.train.labels.bincount().tolist() == [6, 6] and one.test.labels.bincount().tolist() == [2, 2]
+    assert torch.equal(one.train.images, two.train.images) and torch.equal(one.test.images, two.test.images)
+    train = {image.numpy().tobytes() for image in one.train.images}
+    assert len(train) == 12 and not any(image.numpy().tobytes() in train for image in one.test.images)
+
+
+def test_own_folders_with_mistakes_in_them(tmp_path):
+    def load(name):
+        return load_domain(f"folder:{tmp_path / name}", 16)
+
+    write_folders(tmp_path / "half", ["cat", "dog"], parts=("train",))
+    with pytest.raises(FileNotFoundError, match="must hold train/<class>"):
+        load("half")
+    write_folders(tmp_path / "unlike/train", ["cat", "dog"], parts=("",))
+    write_folders(tmp_path / "unlike/test", ["cat", "fox"], parts=("",))
+    with pytest.raises(ValueError, match="must have the same class folders, got .*dog.* and .*fox"):
+        load("unlike")
+    write_folders(tmp_path / "few", ["cat", "dog"], parts=("",), n=3)
+    with pytest.raises(ValueError, match="at least 4 images a class .* got 3"):
+        load("few")
+    write_folders(tmp_path / "one", ["cat"], parts=("",), n=8)
+    with pytest.raises(ValueError, match="at least two class folders, got .'cat'"):
+        load("one")
+    write_folders(tmp_path / "bad", ["cat", "dog"], parts=("",), n=8)
+    (tmp_path / "bad/cat/3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cat/3.png cannot be read as an image"):
+        load("bad")
+    with pytest.raises(FileNotFoundError, match="nowhere must hold"):
+        load("nowhere")
+
+
+def test_domains_that_need_no_files_are_fixed():
+    for name in ("digits", "digits_photo", "digits_font", "photos", "debug", "debug_ood", "debug_open"):
+        one = load_domain(name, 8)
+        torch.manual_seed(7)
+        two = load_domain(name, 8)
+        assert torch.equal(one.train.images, two.train.images) and torch.equal(one.test.images, two.test.images)
+        assert one.name == name in DOMAINS and len(one.test) > 0
 
 
 def test_wrong_names_and_sets():

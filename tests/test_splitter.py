@@ -9,11 +9,11 @@ from torch import nn
 
 from atesc.core import ConfigError
 from atesc.distill import distill
-from atesc.domains import load_task
 from atesc.generator import DCGANGenerator
 from atesc.networks import SmallVGG, count_passes, frozen
 from atesc.splitter import GRID, PGDSplitter, RadiusSplitter, first_order_radius, margin, radius, soft_margin
 from atesc.synthesis import DFQ
+from atesc.tasks import load_task
 from atesc.teacher import TeacherConfig, train_ntl
 
 
