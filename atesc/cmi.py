@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import check_range, check_types
+from .generator import check_classes, check_latent, conditional, synthesise
 from .networks import Observation, frozen, observe
 from .synthesis import Batch, Judge, batchnorm_loss, drop_term, kl_divergence
 
@@ -186,10 +187,10 @@ class CMI(Inversion):
 
     def __init__(
         self,
-        generator: nn.Module,  # with latent(n) and forward(z) -> images in [0,1]; trained in place
+        generator: nn.Module,  # with latent vectors; a conditional one is asked for the targets; trained in place
         config: CMIConfig = CMIConfig(),  # of a round
     ):
-        super().__init__(generator, config)
+        super().__init__(check_latent(generator, "CMI"), config)
         self.contrast: Contrast | None = None  # made when the features' length is known
 
     def pair(self, teacher: nn.Module, images: Tensor, seen: Observation) -> tuple[Tensor, Tensor] | None:
@@ -218,10 +219,12 @@ class CMI(Inversion):
             reinitialise(self.generator)
         z = self.generator.latent(c.batch_size).requires_grad_()
         optimizer = torch.optim.Adam([*self.generator.parameters(), z], lr=c.lr, betas=(0.5, 0.999), fused=True)
-        self.targets, self.asks, lowest = None, True, math.inf
+        told, self.asks, lowest = conditional(self.generator), True, math.inf
+        self.targets = torch.randint(self.generator.num_classes, (c.batch_size,), device=z.device) if told else None
         for _ in range(c.steps):
-            images = self.generator(z)
+            images = self.generator(z, self.targets) if told else self.generator(z)
             view, seen = self.look(teacher, images)
+            check_classes(self.generator, seen.logits)
             if self.targets is None:
                 self.targets = torch.randint(seen.logits.shape[1], (c.batch_size,), device=images.device)
             loss = self.inversion_loss(teacher, student, view, seen, self.targets, judge)
@@ -246,4 +249,4 @@ class CMI(Inversion):
     def sample(self, n: int) -> Tensor:
         "n images [n, C, H, W] in [0,1] of the last round's generator, for fresh latent vectors."
         self.generator.train()
-        return self.generator(self.generator.latent(n))
+        return synthesise(self.generator, n)[0]

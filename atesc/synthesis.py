@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .core import ConfigError, check_range, check_types
-from .generator import synthesise
+from .generator import check_classes, check_latent, synthesise
 from .networks import frozen, observe
 
 # %% ../nbs/07_synthesis.ipynb #c006
@@ -162,7 +162,7 @@ class DFQ:
         generator: nn.Module,  # anything that `synthesise` takes; trained in place
         config: DFQConfig = DFQConfig(),  # loss weights and optimizer
     ):
-        self.generator, self.config = generator, config
+        self.generator, self.config = check_latent(generator, "DFQ"), config
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True)
         self.warned: set[str] = set()
 
@@ -178,10 +178,8 @@ class DFQ:
         images, labels = synthesise(self.generator, c.batch_size)
         seen = observe(teacher, images)
         logits = seen.logits
-        if labels is None:
-            labels = logits.argmax(1)
-        elif self.generator.num_classes != logits.shape[1]:
-            raise ValueError(f"the generator makes images of {self.generator.num_classes} classes, the teacher has {logits.shape[1]}")
+        check_classes(self.generator, logits)
+        labels = logits.argmax(1) if labels is None else labels
         score = logits.new_zeros(len(logits)) if judge is None else judge.score(teacher, images, logits)
         loss = c.oh * F.cross_entropy(logits, labels) - c.bal * balance(logits)
         if seen.statistics:

@@ -137,10 +137,14 @@ TARGET = 0  # y* of open-set tasks, target class of backdoor tasks
 
 def check_task(
     name: str,  # one of TASKS, or a pair or a trigger on folder:PATH
+    kind: str | None = None,  # one of KINDS that it must have; None: any. Of folders it is known only when they are read
 ) -> str:  # `name`
     "Raise `ConfigError` with the nearest valid name unless `name` is one that `load_task` takes."
     if "folder:" not in name:
-        return choose("task", name, TASKS)
+        choose("task", name, TASKS)
+        if kind not in (None, TASKS[name]):
+            raise ConfigError(f"{name} is a task of the kind {TASKS[name]}; {kind} was asked for")
+        return name
     parts = name.split("->")
     if len(parts) == 1 and "+" in name:
         _, trigger = name.rsplit("+", 1)

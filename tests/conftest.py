@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from atesc.experiment import load_preset, train_teachers
+from atesc.experiment import Teachers
+from atesc.presets import load_preset
 from atesc.tasks import load_task
 
 
@@ -18,7 +19,7 @@ def task(preset):
 
 @pytest.fixture(scope="session")
 def teachers(preset, task):
-    return train_teachers(preset, task, seed=0)
+    return Teachers(preset, task)
 
 
 @pytest.fixture(autouse=True)

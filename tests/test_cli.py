@@ -13,13 +13,14 @@ import pytest
 
 from atesc.cli import experiments, list_all, main
 from atesc.core import load_records
-from atesc.experiment import PRESETS
+from atesc.presets import PRESETS
+from atesc.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())"]
 FIELDS = set(
-    "experiment task kind id_domain ood_domain teacher baseline method seed iterations iacc oacc olacc asr mislead "
-    "teacher_iacc teacher_oacc seconds teacher_passes config versions device commit".split()
+    "experiment task kind id_domain ood_domain teacher baseline method seed iterations iacc oacc olacc asr mislead teacher_iacc "
+    "teacher_oacc teacher_olacc teacher_asr seconds teacher_passes curve synthetic radius config versions device commit".split()
 )
 
 
@@ -39,8 +40,16 @@ def test_list_names_everything():
     assert all(name in text for name in [*experiments(), *PRESETS])
 
 
-FIGURES = {"ood_trap": ["images", "classes", "radius", "curves"], "bench": ["scaling", "profile"]}
-QUICK = {"bench": ["-p", "rounds", 1]}
+FIGURES = {
+    "ood_trap": ["images", "classes", "radius", "curves"],
+    "bench": ["scaling", "profile"],
+    **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
+}
+QUICK = {
+    "bench": ["-p", "rounds", 1],
+    **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
+}
+KINDS = {"open_set": "open-set", "backdoor": "backdoor"}
 
 
 def without_clock(record):
@@ -56,7 +65,7 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
     for record in records(tmp_path):
         assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
         assert record["experiment"] == experiment and record["seed"] == 3
-        assert record["config"]["preset"]["task"] == "debug->debug_ood"
+        assert TASKS[record["task"]] == KINDS.get(experiment, "close-set") and record["task"].startswith("debug")
 
 
 def test_the_main_job_leaves_the_same_records_twice(tmp_path):
@@ -86,10 +95,10 @@ def test_the_bench_measures_everything_it_shows(tmp_path):
 
 
 def test_progress_on_a_terminal_and_silence_without(tmp_path):
-    args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out", tmp_path]
-    assert atesc(*args)[2] == "", "without a terminal nothing is written to stderr"
+    args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out"]
+    assert atesc(*args, tmp_path / "quiet")[2] == "", "without a terminal nothing is written to stderr"
     ours, theirs = pty.openpty()
-    command = [*COMMAND, *map(str, args)]
+    command = [*COMMAND, *args, str(tmp_path / "terminal")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, stdin=subprocess.DEVNULL) as process:
         seen = b""
         while process.poll() is None or select.select([ours], [], [], 0)[0]:
@@ -114,8 +123,13 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: bench, ood_trap. Did you mean 'ood_trap'?"),
-        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits, mnist. Did you mean 'digits'?"),
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set. Did you mean 'ood_trap'?"),
+        (["run", "open_set", "-p", "task", "digits+sig"], "digits+sig is a task of the kind backdoor; open-set was asked for"),
+        (["run", "open_set", "-p", "task", "digits->photo"], "Did you mean 'digits->photos'?"),
+        (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
+        (["run", "backdoor", "-p", "students", "sl_plain"], "Did you mean 'sl-plain'?"),
+        (["run", "backdoor", "-p", "student_network", "vgg12"], "Did you mean 'vgg13'?"),
+        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits, mnist, cifar10, paper. Did you mean 'digits'?"),
         (["run", "ood_trap", "--seed", "one"], "parameter seed takes int, got 'one'"),
         (["run", "ood_trap", "--seed", "-1"], "parameter seed must be 0 to"),
         (["run", "ood_trap", "-p", "iteration", "3"], "Did you mean 'iterations'?"),

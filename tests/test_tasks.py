@@ -8,7 +8,7 @@ from PIL import Image
 
 from atesc.core import ConfigError
 from atesc.domains import CIFAR_CLASSES, STL_CLASSES, Domain, ImageSet, load_domain
-from atesc.experiment import load_preset
+from atesc.presets import load_preset
 from atesc.tasks import KINDS, TASKS, TRIGGERS, Task, check_task, load_task
 
 
@@ -92,7 +92,7 @@ def test_the_tasks_of_the_study_are_all_there():
     assert {name.split("+")[0] for name in TASKS if "+" in name} == {"digits", "mnist", "cifar10", "debug"}
     for name in TASKS:
         assert check_task(name) == name
-        assert load_preset("debug", task=name).task == name
+        assert load_preset("debug", tasks=(name,)).task == name
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
@@ -161,7 +161,7 @@ def test_own_folders_make_tasks(tmp_path):
     assert [(task.kind, task.target) for task in (close, open_, marked)] == [("close-set", None), ("open-set", 0), ("backdoor", 0)]
     assert (close.id.name, close.ood.name, marked.ood.name) == (a, b, f"{a}+blended")
     assert load_task(f"digits->{c}").kind == "open-set"
-    assert load_preset("debug", task=f"{a}->{b}").task == f"{a}->{b}"
+    assert load_preset("debug", tasks=(f"{a}->{b}",)).task == f"{a}->{b}"
 
 
 def test_wrong_names_get_the_nearest_valid_one():
