@@ -45,7 +45,13 @@ class Objective(Protocol):
 class PlainKD:
     "Plain distillation: KL(T || S), averaged over all synthetic images."
 
+    temperature: float = 1.0  # of the predictions that are compared
+
     name: ClassVar[str] = "plain"
+
+    def __post_init__(self):
+        check_types(self)
+        check_range("PlainKD.temperature", self.temperature, 1e-3)
 
     def start(self, num_classes: int, device: torch.device) -> None:
         pass
@@ -60,7 +66,7 @@ class PlainKD:
         pass
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        return kl_divergence(batch.logits, student(batch.images)).mean()
+        return kl_divergence(batch.logits, student(batch.images), self.temperature).mean()
 
     def report(self) -> dict[str, float]:
         return {}
@@ -79,11 +85,13 @@ class CalibratedKD:
     "KD on the fragile group only (our reading of ATEsc's calibrated KD, arXiv 2507.04119)."
 
     splitter: Splitter = RadiusSplitter()  # fragile = ID-like
+    temperature: float = 1.0  # of the predictions that are compared
 
     name: ClassVar[str] = "ckd"
 
     def __post_init__(self):
         check_types(self)
+        check_range(f"{type(self).__name__}.temperature", self.temperature, 1e-3)
 
     def start(self, num_classes: int, device: torch.device) -> None:
         self.threshold = torch.tensor(float("inf"), device=device)  # until an image has been seen, all are fragile
@@ -100,7 +108,7 @@ class CalibratedKD:
         self.fragile_share = (pool.score < self.threshold).float().mean()
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        return group_mean(kl_divergence(batch.logits, student(batch.images)), batch.score < self.threshold)
+        return group_mean(kl_divergence(batch.logits, student(batch.images), self.temperature), batch.score < self.threshold)
 
     def report(self) -> dict[str, float]:
         return {"threshold": self.threshold.item(), "fragile_share": self.fragile_share.item()}
@@ -144,8 +152,8 @@ class ATEsc(CalibratedKD):
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         fragile, predictions = batch.score < self.threshold, student(batch.images)
-        distil = group_mean(kl_divergence(batch.logits, predictions), fragile)
-        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions), ~fragile)
+        distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), fragile)
+        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions, self.temperature), ~fragile)
         return distil + self.forget * forget
 
     def report(self) -> dict[str, float]:

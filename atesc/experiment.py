@@ -136,7 +136,7 @@ def run_student(
         teacher,
         build_network(preset.student_network, task.num_classes, seed=seed + 1),
         synthesizer=synthesizer,
-        objective=objective_for(preset, key["method"]),
+        objective=objective_for(preset, key["method"], baseline),
         iterations=iterations,
         seed=seed,
         config=distill_config(preset, baseline),

@@ -50,12 +50,14 @@ class Preset:
     dfq: DFQConfig = DFQConfig()
     cmi: CMIConfig = CMIConfig()
     nayer: NAYERConfig = NAYERConfig()
-    distill: DistillConfig = DistillConfig()
+    distill: DistillConfig = DistillConfig()  # of DFQ's students
+    round_distill: DistillConfig = DistillConfig(student_steps=60, shift=2)  # of CMI's and NAYER's; student steps after a round
+    temperature: float = 1.0  # of DFQ's students
+    round_temperature: float = 20.0  # of CMI's and NAYER's
     ckd: CalibratedKD = field(default_factory=CalibratedKD)
     atesc: ATEsc = field(default_factory=ATEsc)
     iterations: int = 400  # generator steps of DFQ
-    rounds: int = 60  # of CMI and NAYER
-    round_steps: int = 40  # student steps after each round
+    rounds: int = 40  # of CMI and NAYER
     curve_points: int = 16  # evaluations on the way
     synthetic_images: int = 1024  # drawn from the final generator for histograms and radii
 
@@ -66,7 +68,7 @@ class Preset:
         for name in ("teacher_network", "student_network"):
             check_network(getattr(self, name))
         choose("generator", self.generator, GENERATORS)
-        for name in ("iterations", "rounds", "round_steps", "curve_points", "synthetic_images", "latent_dim", "generator_width"):
+        for name in ("iterations", "rounds", "curve_points", "synthetic_images", "latent_dim", "generator_width"):
             check_range(name, getattr(self, name), 1)
 
     @property
@@ -102,8 +104,8 @@ PRESETS: dict[str, Preset] = {
         nayer=NAYERConfig(steps=2),
         distill=DistillConfig(student_steps=2),
         iterations=10,
+        round_distill=DistillConfig(student_steps=4, shift=1),
         rounds=4,
-        round_steps=4,
         curve_points=2,
         synthetic_images=64,
     ),
@@ -142,9 +144,9 @@ PRESETS: dict[str, Preset] = {
         cmi=CMIConfig(steps=200, batch_size=256, lr=1e-3, head_dim=128, bank=40_960, pad=8, flip=True),
         nayer=NAYERConfig(steps=30, batch_size=400, lr=4e-3, bn=10.0, oh=0.5, adv=1.33, pad=8, flip=True),
         distill=DistillConfig(batch_size=256, pool=50_000),
+        round_distill=DistillConfig(batch_size=256, pool=50_000, student_steps=400, shift=8),
         iterations=20_000,
         rounds=400,
-        round_steps=400,
     ),
 }
 
@@ -176,10 +178,11 @@ def presets_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_presets.ipynb #c012
-def objective_for(preset: Preset, method: str) -> Objective:
-    "The student objective of a method, with the preset's settings."
-    choose("method", method, METHODS)
-    return {"plain": PlainKD(), "ckd": replace(preset.ckd), "atesc": replace(preset.atesc)}[method]
+def objective_for(preset: Preset, method: str, baseline: str = "dfq") -> Objective:
+    "The student objective of a method, with the preset's settings and the baseline's temperature."
+    temperature = preset.temperature if baseline == "dfq" else preset.round_temperature
+    kinds = {"plain": PlainKD(), "ckd": preset.ckd, "atesc": preset.atesc}
+    return replace(kinds[choose("method", method, METHODS)], temperature=temperature)
 
 
 def generator_for(preset: Preset, num_classes: int, seed: int) -> nn.Module:
@@ -207,7 +210,7 @@ def settings_of(preset: Preset, baseline: str, method: str) -> dict[str, Any]:
         "synthesizer": getattr(preset, choose("baseline", baseline, BASELINES)),
         "distill": distill_config(preset, baseline),
         "iterations": iterations_of(preset, baseline),
-        "objective": objective_for(preset, method),
+        "objective": objective_for(preset, method, baseline),
     }
 
 
@@ -217,5 +220,5 @@ def iterations_of(preset: Preset, baseline: str) -> int:
 
 
 def distill_config(preset: Preset, baseline: str) -> DistillConfig:
-    "The student's side of the loop: CMI and NAYER take more student steps after a round."
-    return preset.distill if baseline == "dfq" else replace(preset.distill, student_steps=preset.round_steps)
+    "The student's side of the loop."
+    return preset.distill if baseline == "dfq" else preset.round_distill

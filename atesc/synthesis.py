@@ -23,10 +23,11 @@ from .networks import frozen, observe
 def kl_divergence(
     teacher_logits: Tensor,  # [N, K]
     student_logits: Tensor,  # [N, K]
-) -> Tensor:  # [N], KL(T || S) in nats
-    "KL divergence from the teacher's to the student's prediction, per image."
-    log_p, log_q = teacher_logits.log_softmax(1), student_logits.log_softmax(1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)
+    temperature: float = 1.0,  # both sides' logits are divided by it
+) -> Tensor:  # [N], KL(T || S) in nats, times the squared temperature
+    "KL divergence from the teacher's to the student's prediction, per image (Hinton et al., 2015)."
+    log_p, log_q = ((logits / temperature).log_softmax(1) for logits in (teacher_logits, student_logits))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def batchnorm_loss(
