@@ -80,7 +80,7 @@ class NAYERConfig:
     lr: float = 1e-2  # of Adam, betas (0.5, 0.999), for noisy layers, BatchNorm and generator (authors: 0.004)
     bn: float = 1.0  # BatchNorm statistics (authors: 10)
     oh: float = 1.0  # class targets (authors: 0.5)
-    adv: float = 0.5  # disagreement where teacher and student name the same class (authors: 1.33)
+    adv: float = 1.33  # disagreement where teacher and student name the same class (authors: 1.33)
     pad: int = 0  # pixels by which the images are moved before the teacher sees them, each way (authors: 4 of 32)
     flip: bool = False  # mirror half of them; wrong for digits (authors: yes)
 

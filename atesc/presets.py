@@ -51,13 +51,13 @@ class Preset:
     cmi: CMIConfig = CMIConfig()
     nayer: NAYERConfig = NAYERConfig()
     distill: DistillConfig = DistillConfig()  # of DFQ's students
-    round_distill: DistillConfig = DistillConfig(student_steps=60, shift=2)  # of CMI's and NAYER's; student steps after a round
+    round_distill: DistillConfig = DistillConfig(student_steps=40, shift=2)  # of CMI's and NAYER's; student steps after a round
     temperature: float = 1.0  # of DFQ's students
     round_temperature: float = 20.0  # of CMI's and NAYER's
     ckd: CalibratedKD = field(default_factory=CalibratedKD)
     atesc: ATEsc = field(default_factory=ATEsc)
     iterations: int = 400  # generator steps of DFQ
-    rounds: int = 40  # of CMI and NAYER
+    rounds: int = 30  # of CMI and NAYER
     curve_points: int = 16  # evaluations on the way
     synthetic_images: int = 1024  # drawn from the final generator for histograms and radii
 
@@ -121,6 +121,8 @@ PRESETS: dict[str, Preset] = {
         time="3 min",
         tasks=("mnist->mnist_m", "mnist_m->mnist", "mnist->cifar10", *_study("mnist")[-4:]),
         teacher=TeacherConfig(epochs=2),
+        cmi=CMIConfig(steps=30),
+        rounds=40,
     ),
     "cifar10": Preset(
         about="CIFAR-10 and MNIST",
@@ -128,6 +130,8 @@ PRESETS: dict[str, Preset] = {
         time="5 min",
         tasks=("cifar10->mnist", *_study("cifar10")[-4:]),
         teacher=TeacherConfig(epochs=4),
+        cmi=CMIConfig(steps=30),
+        rounds=40,
     ),
     "paper": Preset(
         about="the paper's tasks at 64 x 64 with full networks; never run as a whole",
