@@ -114,6 +114,7 @@ PRESETS: dict[str, Preset] = {
         hardware="2 CPU cores",
         time="2 min",
         tasks=_study("digits"),
+        cmi=CMIConfig(batch_size=32),
     ),
     "mnist": Preset(
         about="MNIST, MNIST-M and CIFAR-10",

@@ -12,7 +12,7 @@ import pytest
 from render_readme import render
 
 from atesc.core import load_records
-from atesc.report import table
+from atesc.tables import table
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["nbs", "atesc", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
