@@ -1,10 +1,11 @@
 # `make reproduce` and `make test` are all that a bare machine needs: each sets up .venv by itself, once.
 PYTHON ?= python3
 SEEDS ?= 0 1 2 3 4
+STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist open_set/mnist backdoor/mnist open_set/cifar10 backdoor/cifar10
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup reproduce test lab results notebooks clean
+.PHONY: help setup reproduce test lab results study notebooks clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +44,20 @@ results: $(READY) ## regenerate the committed records, one run a seed
 	cp runs/results/ood_trap/seed-0/figures/images.png runs/results/bench/figures/*.png nbs/images/
 	$(BIN)/python tests/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
 	$(BIN)/python tests/keep_outputs.py runs/results/bench/bench.ipynb nbs/experiments/bench.ipynb
+
+# The three notebooks are run once more at the end, when nothing is left to distil: they show what is in results/.
+study: $(READY) ## all tasks, baselines and students, in hours; goes on where it stopped; wants MNIST, MNIST-M and CIFAR-10
+	set -e; for run in $(STUDY); do \
+	  seeds=1; [ $${run#*/} != digits ] || seeds=3; \
+	  $(BIN)/atesc run $${run%/*} --preset $${run#*/} --out runs/results/$$run -p seeds $$seeds; \
+	  [ $$run != close_set/mnist ] || $(BIN)/atesc run close_set --preset mnist --out runs/results/$$run -p seeds 3 -p students sl-plain -p task 'mnist->mnist_m'; \
+	  mkdir -p results/$$run; \
+	  cp runs/results/$$run/records.jsonl results/$$run/; \
+	done
+	set -e; for experiment in close_set open_set backdoor; do \
+	  $(BIN)/atesc run $$experiment --preset digits --out runs/results/$$experiment/digits; \
+	  $(BIN)/python tests/keep_outputs.py runs/results/$$experiment/digits/$$experiment.ipynb nbs/experiments/$$experiment.ipynb; \
+	done
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export

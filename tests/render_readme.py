@@ -5,7 +5,9 @@ from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 from atesc.core import load_records
-from atesc.report import plot_classes, plot_curves, plot_radius
+from atesc.presets import PRESETS
+from atesc.report import plot_classes, plot_curves, plot_grid, plot_radius
+from atesc.tables import committed
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +26,10 @@ def draw() -> None:
     records = load_records(ROOT / "results/ood_trap")
     for name, plot in (("curves", plot_curves), ("classes", plot_classes), ("radius", plot_radius)):
         plot(records).savefig(ROOT / f"nbs/images/{name}.png", metadata={"Software": None})
+    for kind in ("close-set", "open-set", "backdoor"):
+        name = kind.replace("-", "_")
+        figure = plot_grid(committed(name, "digits"), PRESETS["digits"].tasks_of(kind))
+        figure.savefig(ROOT / f"nbs/images/{name}.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":

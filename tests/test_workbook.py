@@ -12,9 +12,11 @@ import pytest
 from render_readme import render
 
 from atesc.core import load_records
-from atesc.tables import table
+from atesc.presets import PRESETS
+from atesc.tables import committed, summary_table, table
 
 ROOT = Path(__file__).parents[1]
+KINDS = ("close_set", "open_set", "backdoor")
 SOURCES = ["nbs", "atesc", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 SCRIPTS = Path(sys.executable).parent
@@ -83,6 +85,34 @@ def test_the_readme_quotes_the_records():
     for row in table(found).itertuples(index=False):
         for cell in row:
             assert str(cell) in readme, f"{cell} is in the records, not in the README: run `make notebooks`"
+
+
+def test_the_readme_quotes_the_study():
+    readme = (ROOT / "README.md").read_text()
+    study = [record for kind in KINDS for record in committed(kind, "digits")]
+    for row in summary_table(study, PRESETS["digits"].tasks).itertuples(index=False):
+        assert "| " + " | ".join(map(str, row)) + " |" in readme, "run `make notebooks`"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").rglob("records.jsonl")), ids=lambda p: p.parent.relative_to(ROOT / "results").as_posix())
+def test_committed_records_are_of_one_configuration(file):
+    """A student is on record once: no older run of other settings is mixed in."""
+    records = load_records(file)
+    what = [(r["task"], r["teacher"], r["baseline"], r["method"], r["seed"], r.get("measure"), r.get("unit")) for r in records]
+    assert records and (file.parent.name == "bench" or len(set(what)) == len(what))
+    assert all(r["commit"] and not r["commit"].endswith("+") for r in records), "made from committed code"
+
+
+@pytest.mark.parametrize("record", [r for kind in KINDS for p in PRESETS for r in committed(kind, p) if r["teacher"] == "ntl" and r["method"] == "plain" and r["baseline"] == "dfq"],
+                         ids=lambda r: f"{r['task']}, seed {r['seed']}")
+def test_ntl_teachers_on_record_serve_id_and_fail_ood(record):
+    (control,) = [r for kind in KINDS for p in PRESETS for r in committed(kind, p)
+                  if (r["task"], r["seed"], r["baseline"], r["teacher"]) == (record["task"], record["seed"], "dfq", "sl")]  # fmt: skip
+    assert record["teacher_iacc"] >= control["teacher_iacc"] - 2
+    if record["kind"] == "close-set":
+        assert record["teacher_oacc"] <= 20
+    else:
+        assert record["teacher_olacc" if record["kind"] == "open-set" else "teacher_asr"] >= 95
 
 
 def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
