@@ -23,10 +23,10 @@ from .distill import Distilled, distill
 from .metrics import evaluator
 from .networks import build_network
 from atesc.presets import (
-    BASELINES, STUDENTS, STUDY, Preset, distill_config, iterations_of, load_preset, objective_for, settings_of, synthesizer_for,
+    BASELINES, STUDENTS, STUDY, Preset, distill_config, iterations_of, objective_for, settings_of, synthesizer_for,
 )  # fmt: skip
 from .splitter import GRID, radius
-from .tasks import TASKS, Task, load_task
+from .tasks import Task, load_task
 from .teacher import load_model, save_model, train_ntl, train_sl
 
 # %% ../nbs/14_experiment.ipynb #c006

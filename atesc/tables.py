@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'TEACHERS', 'COLUMNS', 'MEASURES', 'ROWS', 'GAP', 'mean_std', 'students', 'committed', 'select', 'measures',
-           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs']
+           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding']
 
 # %% ../nbs/15_tables.ipynb #c003
 from collections.abc import Iterable, Sequence
@@ -147,3 +147,22 @@ def pairs(
             share = mean(r[ood] for r in mine) / max(mean(r[ood] for r in theirs), 1e-9)
             rows.append({"task": task, "baseline": baseline, "iacc": iacc, "ood share": share})
     return pd.DataFrame(rows, columns=["task", "baseline", "iacc", "ood share"])
+
+
+def finding(
+    records: Sequence[Record],  # of tasks of any kinds
+    method: str = "atesc",  # which is compared with plain KD
+) -> str:  # one sentence
+    "How a method compares with plain KD from the same NTL teacher, counted and averaged."
+    found = pairs(records, method)
+    if not len(found):
+        return f"{METHODS[method]}: nothing to compare with plain KD."
+    parts = []
+    for baseline in BASELINES:
+        mine = found[found["baseline"] == baseline]
+        if len(mine):
+            parts.append(
+                f"{baseline.upper()} {mine['iacc'].mean():+.1f} points, higher or equal in {(mine['iacc'] >= 0).sum()} of {len(mine)} tasks, "
+                f"OOD knowledge at most a third in {(mine['ood share'] <= 1 / 3).sum()}"
+            )
+    return f"{METHODS[method]} against plain KD, mean IAcc over tasks: " + "; ".join(parts) + "."

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .core import ConfigError, check_images, check_range, choose, seeded
-from .domains import CIFAR_CLASSES, DOMAINS, STL_CLASSES, Domain, ImageSet, load_domain
+from .domains import DOMAINS, Domain, ImageSet, load_domain
 
 # %% ../nbs/02_tasks.ipynb #c006
 def badnets_square(
