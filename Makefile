@@ -1,7 +1,7 @@
 # `make reproduce` and `make test` are all that a bare machine needs: each sets up .venv by itself, once.
 PYTHON ?= python3
 SEEDS ?= 0 1 2 3 4
-STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist open_set/mnist backdoor/mnist open_set/cifar10 backdoor/cifar10
+STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist close_set/mnist_m open_set/mnist backdoor/mnist open_set/cifar10 backdoor/cifar10
 BIN := .venv/bin
 READY := .venv/.ready
 
