@@ -129,7 +129,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
         (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
         (["run", "backdoor", "-p", "students", "sl_plain"], "Did you mean 'sl-plain'?"),
         (["run", "backdoor", "-p", "student_network", "vgg12"], "Did you mean 'vgg13'?"),
-        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits, mnist, cifar10, paper. Did you mean 'digits'?"),
+        (["run", "ood_trap", "--preset", "digit"], "unknown preset 'digit'; known: debug, digits, mnist, mnist_m, cifar10, paper. Did you mean 'digits'?"),
         (["run", "ood_trap", "--seed", "one"], "parameter seed takes int, got 'one'"),
         (["run", "ood_trap", "--seed", "-1"], "parameter seed must be 0 to"),
         (["run", "ood_trap", "-p", "iteration", "3"], "Did you mean 'iterations'?"),
