@@ -80,6 +80,15 @@ def test_the_main_job_leaves_the_same_records_twice(tmp_path):
     assert [without_clock(r) for r in found] == [without_clock(r) for r in records(tmp_path / "b")]
 
 
+@pytest.mark.parametrize("task", PRESETS["debug"].tasks[1:])
+def test_the_main_job_takes_tasks_of_other_kinds(task, tmp_path):
+    code, out, err = atesc("run", "ood_trap", "--preset", "debug", "--out", tmp_path, "-p", "task", task)
+    assert code == 0, err
+    measure = {"open-set": "olacc", "backdoor": "asr"}[TASKS[task]]
+    assert [r["task"] for r in records(tmp_path)] == [task] * 4
+    assert all(r[measure] is not None and r["oacc"] is None for r in records(tmp_path))
+
+
 def test_the_bench_measures_everything_it_shows(tmp_path):
     code, out, err = atesc("run", "bench", "--preset", "debug", "--out", tmp_path, "-p", "rounds", 2)
     assert code == 0, err
