@@ -138,7 +138,7 @@ PRESETS: dict[str, Preset] = {
     "cifar10": Preset(
         about="CIFAR-10; forbidden: MNIST, triggers",
         hardware="2 CPU cores",
-        time="5 min",
+        time="3 min",
         tasks=("cifar10->mnist", *_study("cifar10")[-4:]),
         teacher=TeacherConfig(epochs=4),
         cmi=CMIConfig(steps=30),
