@@ -1,6 +1,6 @@
 """keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
 
-Outputs are copied cell by cell, progress widgets left out; the sources must be equal.
+Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal.
 """
 import sys
 
@@ -18,6 +18,7 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
             old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
+    source.metadata.pop("widgets", None)
     nbformat.write(source, source_path)
 
 
