@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import check_range, check_types
 from .generator import check_classes, check_latent, conditional, synthesise
 from .networks import Observation, frozen, observe
-from .synthesis import Batch, Judge, batchnorm_loss, drop_term, kl_divergence
+from .synthesis import Batch, DecoySource, Judge, batchnorm_loss, descend, drop_term, kl_divergence, with_decoys
 
 # %% ../nbs/08_cmi.ipynb #c006
 def random_view(
@@ -56,47 +56,36 @@ class Inversion:
     ):
         self.generator, self.config = generator, config
         self.targets: Tensor | None = None  # int64 [N], of the last round
-        self.asks = True  # whether the judge weighs in this round
         self.warned: set[str] = set()
-
-    def look(self, teacher: nn.Module, images: Tensor) -> tuple[Tensor, Observation]:
-        "The view of the images on which the loss is taken, and what the teacher makes of it."
-        view = random_view(images, self.config.pad, flip=self.config.flip)
-        return view, observe(teacher, view)
 
     def inversion_loss(
         self,
-        teacher: nn.Module,  # frozen
         student: nn.Module,  # its predictions are used, its gradients are not touched
-        images: Tensor,  # [N, C, H, W], a view
-        seen: Observation,  # the teacher's, of this view
+        images: Tensor,  # [N + M, C, H, W], a view of the images, and then the decoys
+        seen: Observation,  # the teacher's, of all of them
         targets: Tensor,  # int64 [N]
-        judge: Judge | None,  # may weigh the adversarial term
+        decoys: DecoySource | None,  # where the decoys are from
     ) -> Tensor:  # scalar
         "BatchNorm statistics, class targets, and disagreement where the classes agree."
-        c = self.config
-        loss = c.oh * F.cross_entropy(seen.logits, targets)
+        c, logits = self.config, seen.logits[: len(targets)]
+        loss = c.oh * F.cross_entropy(logits, targets)
         if seen.statistics:
             loss = loss + c.bn * batchnorm_loss(seen.statistics)
         elif c.bn:
             drop_term(self, "bn", "has no BatchNorm layer with running statistics")
         if c.adv:
             with frozen(student):
-                said = student(images)
-            gain = agreement(seen.logits, said) * kl_divergence(seen.logits, said)
-            if judge is not None and self.asks:
-                weights = judge.weigh(judge.score(teacher, images, seen.logits))
-                self.asks = weights is not None
-                gain = gain if weights is None else weights * gain
-            loss = loss - c.adv * gain.mean()
-        return loss
+                said = student(images[: len(targets)])
+            loss = loss - c.adv * (agreement(logits, said) * kl_divergence(logits, said)).mean()
+        return loss if decoys is None else loss + decoys.loss(student, images, seen)
 
     def judged(self, teacher: nn.Module, images: Tensor, judge: Judge | None) -> Batch:
-        "The images of a round, with the teacher's logits and the judge's scores: one more forward pass."
+        "What a round hands over, with the teacher's logits and the judge's scores: one more forward pass."
         images = images.detach().requires_grad_(judge is not None)
         logits = teacher(images)
         score = logits.new_zeros(len(logits)) if judge is None else judge.score(teacher, images, logits)
-        return Batch(images.detach(), logits.detach(), score.detach())
+        decoy = torch.arange(len(images), device=images.device) >= len(self.targets)
+        return Batch(images.detach(), logits.detach(), score.detach(), decoy)
 
 # %% ../nbs/08_cmi.ipynb #c012
 def contrastive_loss(
@@ -158,7 +147,7 @@ class CMIConfig:
     pad: int = 1  # pixels by which the first view is moved, each way (authors: 4 of 32)
     scale: float = 0.25  # smallest share of the image's area in the second view (authors: 0.25)
     flip: bool = False  # mirror half of the views; wrong for digits (authors: yes)
-    fresh: bool = True  # each round starts from a new generator (authors: yes)
+    fresh: bool = True  # each round starts from a new generator (authors: yes), unless a judge brings decoys
 
     def __post_init__(self):
         check_types(self)
@@ -204,41 +193,39 @@ class CMI(Inversion):
         other = observe(teacher, random_view(images, scale=c.scale, flip=c.flip)).features
         if self.contrast is None or self.contrast.bank.shape[2] != other.shape[1]:
             self.contrast = Contrast(other, c.head_dim, c.bank, c.temperature, c.lr)
-        return other, seen.features
+        return other, seen.features[: len(images)]
 
     def update(
         self,
         teacher: nn.Module,  # frozen
         student: nn.Module,  # its predictions are used, its gradients are not touched
-        judge: Judge | None = None,  # scores the images, and weighs them for the adversarial term
+        judge: Judge | None = None,  # scores the images, and may add decoys
     ) -> Batch:  # the images of the round's step with the lowest loss
         "One round."
         c = self.config
         self.generator.train()
-        if c.fresh:
+        if c.fresh and (judge is None or judge.decoys is None):
             reinitialise(self.generator)
         z = self.generator.latent(c.batch_size).requires_grad_()
         optimizer = torch.optim.Adam([*self.generator.parameters(), z], lr=c.lr, betas=(0.5, 0.999), fused=True)
-        told, self.asks, lowest = conditional(self.generator), True, math.inf
+        told, lowest = conditional(self.generator), math.inf
         self.targets = torch.randint(self.generator.num_classes, (c.batch_size,), device=z.device) if told else None
         for _ in range(c.steps):
             images = self.generator(z, self.targets) if told else self.generator(z)
-            view, seen = self.look(teacher, images)
+            shown, decoys = with_decoys(random_view(images, c.pad, flip=c.flip), judge)
+            seen = observe(teacher, shown)
             check_classes(self.generator, seen.logits)
             if self.targets is None:
                 self.targets = torch.randint(seen.logits.shape[1], (c.batch_size,), device=images.device)
-            loss = self.inversion_loss(teacher, student, view, seen, self.targets, judge)
+            loss = self.inversion_loss(student, shown, seen, self.targets, decoys)
             pair = self.pair(teacher, images, seen)
+            optimizers = [optimizer] if decoys is None else [optimizer, decoys.optimizer]
             if pair is not None:
                 loss = loss + c.cr * self.contrast.loss(*pair)
-                self.contrast.optimizer.zero_grad()
+                optimizers.append(self.contrast.optimizer)
             if loss.item() < lowest:
-                lowest, best, features = loss.item(), images.detach(), pair
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if pair is not None:
-                self.contrast.optimizer.step()
+                lowest, best, features = loss.item(), torch.cat([images, shown[len(images) :]]).detach(), pair
+            descend(loss, *optimizers)
         if lowest == math.inf:
             raise FloatingPointError(f"CMI: no step of the round has a finite loss; the last one is {loss.item()}")
         if features is not None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .cmi import Inversion
+from .cmi import Inversion, random_view
 from .core import ConfigError, check_range, check_types, seeded
-from .synthesis import Batch, Judge
+from .networks import observe
+from .synthesis import Batch, Judge, descend, with_decoys
 
 # %% ../nbs/09_nayer.ipynb #c006
 def orthogonal_embedding(
@@ -116,25 +117,24 @@ class NAYER(Inversion):
         self,
         teacher: nn.Module,  # frozen
         student: nn.Module,  # its predictions are used, its gradients are not touched
-        judge: Judge | None = None,  # scores the images, and weighs them for the adversarial term
+        judge: Judge | None = None,  # scores the images, and may add decoys
     ) -> Batch:  # the images of the round's step with the lowest loss
         "One round."
         c = self.config
         self.generator.train()
         self.generator.renew(c.batch_size)
-        self.targets, self.asks, lowest = self.labels(c.batch_size), True, math.inf
+        self.targets, lowest = self.labels(c.batch_size), math.inf
         optimizer = torch.optim.Adam(self.generator.parameters(), lr=c.lr, betas=(0.5, 0.999), fused=True)
         for _ in range(c.steps):
             images = self.generator(None, self.targets)
-            view, seen = self.look(teacher, images)
+            shown, decoys = with_decoys(random_view(images, c.pad, flip=c.flip), judge)
+            seen = observe(teacher, shown)
             if seen.logits.shape[1] != self.generator.num_classes:
                 raise ConfigError(f"embedding has {self.generator.num_classes} rows, the teacher {seen.logits.shape[1]} classes")
-            loss = self.inversion_loss(teacher, student, view, seen, self.targets, judge)
+            loss = self.inversion_loss(student, shown, seen, self.targets, decoys)
             if loss.item() < lowest:
-                lowest, best = loss.item(), images.detach()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+                lowest, best = loss.item(), torch.cat([images, shown[len(images) :]]).detach()
+            descend(loss, optimizer, *([] if decoys is None else [decoys.optimizer]))
         if lowest == math.inf:
             raise FloatingPointError(f"NAYER: no step of the round has a finite loss; the last one is {loss.item()}")
         return self.judged(teacher, best, judge)
