@@ -28,6 +28,7 @@ class DecoyConfig:
     probe: int = 60  # generator steps in which all classes are asked for
     per_class: int = 8  # images of each class in such a step
     factor: float = 2.5  # classes whose images are this many times as robust as the typical class's are traps
+    join: float = 0.5  # they join when at most this share of the synthesizer's images is of trap classes
     batch_size: int = 64  # decoys in a generator step
     apart: float = 1.0  # weight of the distance between decoys and other images
     hunt: float = 0.1  # weight of the student's belief in the trap
@@ -42,6 +43,7 @@ class DecoyConfig:
         for name in ("apart", "hunt", "lr"):
             check_range(f"DecoyConfig.{name}", getattr(self, name), 0)
         check_range("DecoyConfig.factor", self.factor, 1)
+        check_range("DecoyConfig.join", self.join, 0, 1)
         check_range("DecoyConfig.batch_size", self.batch_size, 2)
 
 # %% ../nbs/10_decoy.ipynb #c008

@@ -45,9 +45,9 @@ class DistillConfig:
     "The student's side of the loop."
 
     student_steps: int = 8  # student steps after each generator step
-    batch_size: int = 64  # synthetic images in a student step
+    batch_size: int = 64  # synthetic images in a student step, and as many decoys if there are any
     lr: float = 2e-3  # of Adam, annealed to zero by a cosine
-    pool: int = 2048  # recent synthetic images that students draw from
+    pool: int = 2048  # recent synthetic images, and recent decoys, that students draw from
     shift: int = 0  # pixels by which an image is moved, each way, before each student step; above 0 the teacher is asked again
     autocast: bool = False  # 16-bit (bfloat16) arithmetic where torch deems it safe
 
@@ -108,7 +108,7 @@ def distill(
         student.train()
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations * config.student_steps)
-        pool = Pool(config.pool)
+        pool, decoys = Pool(config.pool), Pool(config.pool)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.autocast)
         with count_passes(teacher) as result.passes:
             began = time.perf_counter()
@@ -117,11 +117,16 @@ def distill(
             for iteration in progress(iterations, desc):
                 began = time.perf_counter()
                 with autocast:
-                    pool.add(synthesizer.update(teacher, student, objective))
-                objective.update(pool.everything())
+                    new = synthesizer.update(teacher, student, objective)
+                pool.add(new.only(~new.decoy))
+                if objective.decoys is not None:
+                    decoys.add(new.only(new.decoy))
+                objective.update(new, pool.everything())
                 for _ in range(config.student_steps):
                     with autocast:
-                        batch = moved(pool.draw(config.batch_size), teacher, config.shift)
+                        drawn = pool.draw(config.batch_size)
+                        drawn = drawn.join(decoys.draw(config.batch_size)) if len(decoys) else drawn
+                        batch = moved(drawn, teacher, config.shift)
                         loss = objective.loss(student, batch)
                     optimizer.zero_grad()
                     loss.backward()

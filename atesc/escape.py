@@ -30,8 +30,8 @@ class Objective(Protocol):
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Scores [N] of new images; the teacher is frozen, and the graph of `logits` is alive."
 
-    def update(self, pool: Batch) -> None:
-        "Look at all images in the pool."
+    def update(self, new: Batch, pool: Batch) -> None:
+        "Look at the new images, and at all in the pool."
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         "The student's loss, a scalar."
@@ -59,7 +59,7 @@ class PlainKD:
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         return logits.new_zeros(len(logits))
 
-    def update(self, pool: Batch) -> None:
+    def update(self, new: Batch, pool: Batch) -> None:
         pass
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -92,7 +92,7 @@ class CalibratedKD(PlainKD):
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         return self.splitter.score(teacher, images, logits)
 
-    def update(self, pool: Batch) -> None:
+    def update(self, new: Batch, pool: Batch) -> None:
         self.threshold = self.splitter.threshold(pool.score, pool.logits.argmax(1))
         self.fragile_share = (pool.score < self.threshold).float().mean()
 
@@ -117,9 +117,12 @@ class ATEsc(PlainKD):
         check_range("ATEsc.forget", self.forget, 0)
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
-        found = Decoys(num_classes, images, self.decoy)
-        self.traps, self.ratio = found.line_up(teacher), found.ratio
-        self.decoys = found if self.traps.any() else None
+        self.found, self.decoys = Decoys(num_classes, images, self.decoy), None
+        self.traps = self.found.line_up(teacher)
+
+    def update(self, new: Batch, pool: Batch) -> None:
+        if self.decoys is None and self.traps.any() and self.traps[new.logits.argmax(1)].float().mean() <= self.decoy.join:
+            self.decoys = self.found
 
     def without_traps(self, logits: Tensor) -> Tensor:  # logits [N, K]
         "T^-: the trap classes' logits, where they are larger, lowered to the smallest of the others."
@@ -135,4 +138,4 @@ class ATEsc(PlainKD):
         return distil + self.forget * forget
 
     def report(self) -> dict[str, float]:
-        return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.ratio.max().item()}
+        return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.found.ratio.max().item()}

@@ -64,6 +64,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def only(self, which: Tensor | slice) -> "Batch":  # a bool mask [N], places, or a slice
+        "Some of the images."
+        return Batch(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def join(self, other: "Batch") -> "Batch":
+        "These images, and then others."
+        return Batch(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
+
 
 class Pool:
     "The last `capacity` synthetic images, as a ring."
@@ -92,17 +100,13 @@ class Pool:
             getattr(self.ring, name)[places] = getattr(batch, name).detach()
         self.added += len(batch)
 
-    def take(self, places: Tensor | slice) -> Batch:
-        "The images at these places of the ring."
-        return Batch(*(getattr(self.ring, field.name)[places] for field in fields(Batch)))
-
     def everything(self) -> Batch:
         "All images, as a view."
-        return self.take(slice(len(self)))
+        return self.ring.only(slice(len(self)))
 
     def draw(self, n: int) -> Batch:
         "n images, with replacement."
-        return self.take(torch.randint(len(self), (n,), device=self.ring.images.device))
+        return self.ring.only(torch.randint(len(self), (n,), device=self.ring.images.device))
 
 # %% ../nbs/07_synthesis.ipynb #c012
 def drop_term(

@@ -13,7 +13,7 @@ from atesc.escape import ATEsc, CalibratedKD, PlainKD
 from atesc.generator import DCGANGenerator
 from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
 from atesc.networks import Passes, SmallVGG, frozen, observe
-from atesc.synthesis import batchnorm_loss, kl_divergence
+from atesc.synthesis import DFQ, DFQConfig, batchnorm_loss, kl_divergence
 from atesc.teacher import TeacherConfig, train_sl
 
 STEPS, SYNTHETIC, ITERATIONS = 4, 24, 3
@@ -46,19 +46,31 @@ class Pooled(nn.Module):
         return self.conv(images).mean((2, 3))
 
 
-class Weigher:
-    """A judge with given weights that counts how often it is asked."""
+class Flat:
+    """Decoys of one colour, whose loss is the brightness that they are shown with."""
 
-    def __init__(self, weights):
-        self.weights, self.scored = weights, 0
+    def __init__(self, n):
+        self.n, self.colour = n, torch.full((3, 1, 1), 0.5, requires_grad=True)
+        self.optimizer = torch.optim.SGD([self.colour], lr=0.1)
+
+    def draw(self):
+        return self.colour.expand(self.n, 3, 8, 8)
+
+    def loss(self, student, images, seen):
+        assert len(images) == len(seen.logits) == SYNTHETIC + self.n
+        return images[SYNTHETIC:].mean()
+
+
+class Counter:
+    """A judge that counts how often it is asked, and may bring decoys."""
+
+    def __init__(self, decoys=None):
+        self.decoys, self.scored = decoys, 0
 
     def score(self, teacher, images, logits):
         assert images.requires_grad and logits.requires_grad, "the graph is alive"
         self.scored += 1
         return torch.arange(len(logits)).float()
-
-    def weigh(self, score):
-        return self.weights
 
 
 @BOTH
@@ -82,13 +94,13 @@ def test_in_the_loop(make, objective, teachers):
 
 
 @pytest.mark.parametrize("make, views", [(make_cmi, 2), (make_nayer, 1)])
-@pytest.mark.parametrize("objective, weighed", [(PlainKD, 0), (CalibratedKD, 1), (ATEsc, STEPS)])  # steps whose images are scored
-def test_passes_through_the_teacher(make, views, objective, weighed, teachers):
+@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD])
+def test_passes_through_the_teacher(make, views, objective, teachers):
     config = DistillConfig(student_steps=1, batch_size=16)
     run = distill(teachers.ntl, SmallVGG("8 M 8", 4), synthesizer=make(), objective=objective(), iterations=1, config=config)
     final = 0 if objective is PlainKD else 1  # the images of the round are scored, too
     # Gradients are counted where they enter the logits, and those of CMI's second view enter the features.
-    assert run.passes == Passes(forward=SYNTHETIC * (views * STEPS + 1), backward=SYNTHETIC * (STEPS + weighed + final))
+    assert run.passes == Passes(forward=SYNTHETIC * (views * STEPS + 1), backward=SYNTHETIC * (STEPS + final))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
@@ -121,9 +133,9 @@ def test_contrast_with_a_bank():
 
 
 def test_inversion_loss_by_hand(teachers):
-    """Only images on which teacher and student name the same class, and that the judge trusts, count as adversarial."""
+    """Only images on which teacher and student name the same class count as adversarial; decoys only in the BatchNorm loss and their own."""
     images, targets = torch.rand(SYNTHETIC, 3, 8, 8, requires_grad=True), torch.randint(4, (SYNTHETIC,))
-    weights, student = torch.rand(SYNTHETIC), SmallVGG("8 M 8", 4, seed=1).eval()
+    student, decoys = SmallVGG("8 M 8", 4, seed=1).eval(), Flat(5)
     config = CMIConfig(bn=2.0, oh=3.0, adv=0.5)
     with frozen(teachers.sl) as teacher:
         seen = observe(teacher, images)
@@ -132,23 +144,47 @@ def test_inversion_loss_by_hand(teachers):
         assert 0 < len(same) < SYNTHETIC
         assert agreement(t, s).nonzero()[:, 0].tolist() == same
         rest = 2.0 * batchnorm_loss(seen.statistics).item() - 3.0 * sum(t.log_softmax(1)[i, y] for i, y in enumerate(targets)).item() / SYNTHETIC
-        for judge, w in ((None, torch.ones(SYNTHETIC)), (Weigher(None), torch.ones(SYNTHETIC)), (Weigher(weights), weights)):
-            gain = sum(w[i] * kl_divergence(t, s)[i] for i in same).item() / SYNTHETIC
-            loss = Inversion(small_generator(), config).inversion_loss(teacher, student, images, seen, targets, judge)
-            assert loss.item() == pytest.approx(rest - 0.5 * gain, rel=1e-4)
+        gain = sum(kl_divergence(t, s)[i] for i in same).item() / SYNTHETIC
+        inversion = Inversion(small_generator(), config)
+        assert inversion.inversion_loss(student, images, seen, targets, None).item() == pytest.approx(rest - 0.5 * gain, rel=1e-4)
+        both = torch.cat([images, decoys.draw()])
+        joint = observe(teacher, both)
+        moved = 2.0 * (batchnorm_loss(joint.statistics).item() - batchnorm_loss(seen.statistics).item())
+        loss = inversion.inversion_loss(student, both, joint, targets, decoys)
+        assert loss.item() == pytest.approx(rest + moved - 0.5 * gain + 0.5, rel=1e-4)
 
 
-@BOTH
-def test_a_judge_that_does_not_weigh_is_asked_once_a_round(make, teachers):
-    student = SmallVGG("8 M 8", 4)
+def make_dfq():
+    return DFQ(small_generator(), DFQConfig(batch_size=SYNTHETIC))
+
+
+@pytest.mark.parametrize("make, steps", [(make_cmi, STEPS), (make_nayer, STEPS), (make_dfq, 1)])
+@pytest.mark.parametrize("n", [0, 5])
+def test_decoys_go_along(make, steps, n, teachers):
+    """They are trained at every step, and handed over after the images, marked; a judge scores what is handed over, once."""
+    student, judge, synthesizer = SmallVGG("8 M 8", 4), Counter(Flat(n) if n else None), make()
     with frozen(teachers.sl) as teacher:
-        for weights, steps in ((None, 1), (torch.ones(SYNTHETIC), STEPS)):
-            judge, synthesizer = Weigher(weights), make()
-            for _ in range(2):
-                batch = synthesizer.update(teacher, student, judge)
-            assert judge.scored == 2 * (steps + 1)  # the images that are handed over are always scored
-            assert batch.score.tolist() == list(range(SYNTHETIC))
-            assert not batch.images.requires_grad and not batch.logits.requires_grad
+        for _ in range(2):
+            batch = synthesizer.update(teacher, student, judge)
+        assert torch.allclose(batch.logits, teacher(batch.images), atol=1e-5)
+    assert judge.scored == 2
+    assert batch.score.tolist() == list(range(SYNTHETIC + n))
+    assert batch.decoy.tolist() == [False] * SYNTHETIC + [True] * n
+    assert not batch.images.requires_grad and not batch.logits.requires_grad
+    if n:
+        assert batch.images[SYNTHETIC:].flatten(2).std(2).max() < 1e-6 < batch.images[:SYNTHETIC].flatten(2).std(2).min()
+        assert judge.decoys.colour.max() < 0.5, "brightness was made smaller"
+
+
+def test_cmi_keeps_its_generator_beside_decoys(teachers):
+    cmi = make_cmi(lr=0.0)
+    before = cmi.generator.spread.weight.detach().clone()
+    with frozen(teachers.sl) as teacher:
+        cmi.update(teacher, SmallVGG("8 M 8", 4), Counter(Flat(5)))
+        assert torch.equal(cmi.generator.spread.weight, before)
+        torch.manual_seed(1)
+        cmi.update(teacher, SmallVGG("8 M 8", 4), Counter())
+        assert not torch.equal(cmi.generator.spread.weight, before)
 
 
 @BOTH

@@ -1,6 +1,8 @@
 """What the method costs, counted and not timed: images through the networks, and gradients back."""
 import pytest
+import torch
 
+from atesc.decoy import DecoyConfig, Decoys
 from atesc.distill import DistillConfig, distill
 from atesc.escape import ATEsc, CalibratedKD, PlainKD
 from atesc.generator import DCGANGenerator
@@ -13,7 +15,7 @@ ITERATIONS, STEPS, BATCH, SYNTHETIC = 6, 3, 32, 16  # student steps, student bat
 
 @pytest.mark.parametrize(
     "objective, gradients",
-    [(PlainKD(), 1), (CalibratedKD(), 2), (ATEsc(), 2)],  # back through the teacher, for each image of the generator's batch
+    [(PlainKD(), 1), (CalibratedKD(), 2)],  # back through the teacher, for each image of the generator's batch
     ids=lambda x: getattr(x, "name", None),
 )
 def test_passes_of_an_iteration(objective, gradients, teachers):
@@ -37,9 +39,29 @@ def test_pgd_attacks_an_image_once_in_its_life(teachers):
     def passes(steps):
         result = distill(
             teachers.ntl, SmallVGG("8 M 8", 4), synthesizer=DFQ(DCGANGenerator(size=8, latent_dim=16, width=8), DFQConfig(batch_size=SYNTHETIC)),
-            objective=ATEsc(PGDSplitter(steps=3, random_start=False)), iterations=1, config=DistillConfig(student_steps=steps, batch_size=BATCH),
+            objective=CalibratedKD(splitter=PGDSplitter(steps=3, random_start=False)), iterations=1, config=DistillConfig(student_steps=steps, batch_size=BATCH),
         )
         return result.passes
 
     assert passes(1) == passes(7)
     assert passes(1).backward <= SYNTHETIC * (1 + 3)
+
+
+@pytest.mark.parametrize("trapped", [True, False])
+def test_passes_of_atesc(trapped, teachers, monkeypatch):
+    """The line-up, once; and decoys in every iteration after the first, if a class was found."""
+    config = DecoyConfig(probe=7, per_class=3, batch_size=8, join=1.0)
+    objective = ATEsc(decoy=config)
+    monkeypatch.setattr(Decoys, "traps", property(lambda self: torch.tensor([trapped, False, False, False])))
+    student, generator = SmallVGG("8 M 8", 4), DCGANGenerator(size=8, latent_dim=16, width=8)
+    synthesizer = DFQ(generator, DFQConfig(batch_size=SYNTHETIC))
+    with count_passes(student) as mine:
+        result = distill(
+            teachers.ntl, student, synthesizer=synthesizer, objective=objective, iterations=ITERATIONS,
+            config=DistillConfig(student_steps=STEPS, batch_size=BATCH),
+        )
+    decoys = (ITERATIONS - 1) * 8 if trapped else 0
+    own, line_up, scored = ITERATIONS * SYNTHETIC, 7 * 3 * 4, 5 * 3 * 4
+    assert result.passes == Passes(forward=line_up + own + decoys, backward=line_up + scored + own + decoys)
+    trained = STEPS * BATCH * (2 * ITERATIONS - 1 if trapped else ITERATIONS)
+    assert mine == Passes(forward=trained + own + decoys + 2, backward=trained + own + decoys)

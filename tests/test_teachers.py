@@ -98,7 +98,7 @@ def test_any_module_is_a_teacher_and_a_student(make):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = run(make(), make(), ATEsc(PGDSplitter(steps=2)), size=32, iterations=1)
+        result = run(make(), make(), CalibratedKD(splitter=PGDSplitter(steps=2)), size=32, iterations=1)
     assert not result.student.training
     assert all(torch.isfinite(p).all() for p in result.student.parameters())
 
