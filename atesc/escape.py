@@ -107,7 +107,7 @@ class CalibratedKD(PlainKD):
 class ATEsc(PlainKD):
     "Adversarial trap escaping: KD on the synthesizer's images, forgetting on decoys (after arXiv 2507.04119; our reading)."
 
-    forget: float = 0.3  # weight of forgetting
+    forget: float = 0.5  # weight of forgetting
     decoy: DecoyConfig = DecoyConfig()  # how traps are found, and decoys made
 
     name: ClassVar[str] = "atesc"
@@ -134,7 +134,7 @@ class ATEsc(PlainKD):
             return super().loss(student, batch)
         predictions = student(batch.images)
         distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), ~batch.decoy)
-        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions, self.temperature), batch.decoy)
+        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions), batch.decoy)
         return distil + self.forget * forget
 
     def report(self) -> dict[str, float]:
