@@ -195,6 +195,10 @@ class CMI(Inversion):
             self.contrast = Contrast(other, c.head_dim, c.bank, c.temperature, c.lr)
         return other, seen.features[: len(images)]
 
+    def restarts(self, judge: Judge | None) -> bool:
+        "Whether a round starts from a new generator."
+        return self.config.fresh and (judge is None or judge.decoys is None)
+
     def update(
         self,
         teacher: nn.Module,  # frozen
@@ -204,7 +208,7 @@ class CMI(Inversion):
         "One round."
         c = self.config
         self.generator.train()
-        if c.fresh and (judge is None or judge.decoys is None):
+        if self.restarts(judge):
             reinitialise(self.generator)
         z = self.generator.latent(c.batch_size).requires_grad_()
         optimizer = torch.optim.Adam([*self.generator.parameters(), z], lr=c.lr, betas=(0.5, 0.999), fused=True)

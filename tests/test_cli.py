@@ -43,10 +43,12 @@ def test_list_names_everything():
 FIGURES = {
     "ood_trap": ["images", "classes", "radius", "curves"],
     "bench": ["scaling", "profile"],
+    "recipe": ["line_up", "trade_off"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
 }
 QUICK = {
     "bench": ["-p", "rounds", 1],
+    "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
 }
 KINDS = {"open_set": "open-set", "backdoor": "backdoor"}
