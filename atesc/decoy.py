@@ -25,7 +25,7 @@ from .teacher import mmd
 class DecoyConfig:
     "How trap classes are found, and how their images are made."
 
-    probe: int = 60  # generator steps in which all classes are asked for
+    probe: int = 120  # generator steps in which all classes are asked for
     per_class: int = 8  # images of each class in such a step
     factor: float = 2.5  # classes whose images are this many times as robust as the typical class's are traps
     join: float = 0.5  # they join when at most this share of the synthesizer's images is of trap classes
