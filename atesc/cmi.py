@@ -82,10 +82,10 @@ class Inversion:
     def judged(self, teacher: nn.Module, images: Tensor, judge: Judge | None) -> Batch:
         "What a round hands over, with the teacher's logits and the judge's scores: one more forward pass."
         images = images.detach().requires_grad_(judge is not None)
-        logits = teacher(images)
-        score = logits.new_zeros(len(logits)) if judge is None else judge.score(teacher, images, logits)
+        seen = observe(teacher, images)
+        score = images.new_zeros(len(images)) if judge is None else judge.score(teacher, images, seen)
         decoy = torch.arange(len(images), device=images.device) >= len(self.targets)
-        return Batch(images.detach(), logits.detach(), score.detach(), decoy)
+        return Batch(images.detach(), seen.logits.detach(), score.detach(), decoy)
 
 # %% ../nbs/08_cmi.ipynb #c012
 def contrastive_loss(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .core import check_range, check_types
 from .decoy import DecoyConfig, Decoys
+from .networks import Observation
 from .splitter import RadiusSplitter, Splitter
 from .synthesis import Batch, DecoySource, kl_divergence
 
@@ -27,8 +28,8 @@ class Objective(Protocol):
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         "Clear all running estimates, and look at the frozen teacher; the images show shape and device."
 
-    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-        "Scores [N] of new images; the teacher is frozen, and the graph of `logits` is alive."
+    def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
+        "Scores [N] of new images; the teacher is frozen, and the graph of what it has `seen` is alive."
 
     def update(self, new: Batch, pool: Batch) -> None:
         "Look at the new images, and at all in the pool."
@@ -56,8 +57,8 @@ class PlainKD:
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         pass
 
-    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-        return logits.new_zeros(len(logits))
+    def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
+        return seen.logits.new_zeros(len(seen.logits))
 
     def update(self, new: Batch, pool: Batch) -> None:
         pass
@@ -89,8 +90,8 @@ class CalibratedKD(PlainKD):
         self.threshold = torch.tensor(float("inf"), device=images.device)  # until an image has been seen, all are fragile
         self.fragile_share = torch.ones((), device=images.device)
 
-    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-        return self.splitter.score(teacher, images, logits)
+    def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
+        return self.splitter.score(teacher, images, seen.logits)
 
     def update(self, new: Batch, pool: Batch) -> None:
         self.threshold = self.splitter.threshold(pool.score, pool.logits.argmax(1))
@@ -105,7 +106,7 @@ class CalibratedKD(PlainKD):
 # %% ../nbs/11_escape.ipynb #c013
 @dataclass
 class ATEsc(PlainKD):
-    "Adversarial trap escaping: KD on the synthesizer's images, forgetting on decoys (after arXiv 2507.04119; our reading)."
+    "Adversarial trap escaping: KD outside the trap, forgetting on decoys (after arXiv 2507.04119; our reading)."
 
     forget: float = 0.5  # weight of forgetting
     decoy: DecoyConfig = DecoyConfig()  # how traps are found, and decoys made
@@ -120,6 +121,9 @@ class ATEsc(PlainKD):
         self.found, self.decoys = Decoys(num_classes, images, self.decoy), None
         self.traps = self.found.line_up(teacher)
 
+    def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
+        return self.found.inside(seen).detach()
+
     def update(self, new: Batch, pool: Batch) -> None:
         if self.decoys is None and self.traps.any() and self.traps[new.logits.argmax(1)].float().mean() <= self.decoy.join:
             self.decoys = self.found
@@ -133,7 +137,7 @@ class ATEsc(PlainKD):
         if self.decoys is None:
             return super().loss(student, batch)
         predictions = student(batch.images)
-        distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), ~batch.decoy)
+        distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), ~batch.decoy & (batch.score <= 0))
         forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions), batch.decoy)
         return distil + self.forget * forget
 

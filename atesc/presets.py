@@ -15,6 +15,7 @@ from torch import nn
 
 from .cmi import CMI, CMIConfig
 from .core import check_range, check_types, choose, configure
+from .decoy import DecoyConfig
 from .distill import DistillConfig
 from .escape import ATEsc, CalibratedKD, Objective, PlainKD
 from .generator import BigGANGenerator, DCGANGenerator
@@ -103,6 +104,7 @@ PRESETS: dict[str, Preset] = {
         cmi=CMIConfig(steps=2),
         nayer=NAYERConfig(steps=2),
         distill=DistillConfig(student_steps=2),
+        atesc=ATEsc(decoy=DecoyConfig(probe=10, per_class=4, latent_dim=16, width=8)),
         iterations=10,
         round_distill=DistillConfig(student_steps=4, shift=1),
         rounds=4,

@@ -138,8 +138,8 @@ class Judge(Protocol):
 
     decoys: DecoySource | None
 
-    def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-        "Scores [N] of images whose forward pass through the frozen teacher gave `logits`, its graph still alive."
+    def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
+        "Scores [N] of images of which the frozen teacher gave `seen`, its graph still alive."
 
 
 def with_decoys(
@@ -224,7 +224,7 @@ class DFQ:
         logits = seen.logits[: len(images)]
         check_classes(self.generator, logits)
         labels = logits.argmax(1) if labels is None else labels
-        score = seen.logits.new_zeros(len(shown)) if judge is None else judge.score(teacher, shown, seen.logits)
+        score = seen.logits.new_zeros(len(shown)) if judge is None else judge.score(teacher, shown, seen)
         loss = c.oh * F.cross_entropy(logits, labels) - c.bal * balance(logits)
         if seen.statistics:
             loss = loss + c.bn * batchnorm_loss(seen.statistics)

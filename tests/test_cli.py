@@ -134,7 +134,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set. Did you mean 'ood_trap'?"),
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set, recipe. Did you mean 'ood_trap'?"),
         (["run", "open_set", "-p", "task", "digits+sig"], "digits+sig is a task of the kind backdoor; open-set was asked for"),
         (["run", "open_set", "-p", "task", "digits->photo"], "Did you mean 'digits->photos'?"),
         (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
