@@ -131,8 +131,8 @@ class Decoys:
 
     @property
     def traps(self) -> Tensor:  # bool [K]
-        "The trap classes."
-        return self.ratio > self.config.factor
+        "The trap classes: robust by themselves, and at least half as robust as the most robust one."
+        return (self.ratio > self.config.factor) & (self.ratio >= self.ratio.max() / 2)
 
     def draw(self) -> Tensor:  # [batch_size, C, H, H] in [0,1], differentiable
         "Images of trap classes, in equal shares on average."

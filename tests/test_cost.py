@@ -50,7 +50,7 @@ def test_pgd_attacks_an_image_once_in_its_life(teachers):
 @pytest.mark.parametrize("trapped", [True, False])
 def test_passes_of_atesc(trapped, teachers, monkeypatch):
     """The line-up, once; and decoys in every iteration after the first, if a class was found."""
-    config = DecoyConfig(probe=7, per_class=3, batch_size=8, join=1.0)
+    config = DecoyConfig(generators=3, probe=7, per_class=3, batch_size=8, join=1.0)
     objective = ATEsc(decoy=config)
     monkeypatch.setattr(Decoys, "traps", property(lambda self: torch.tensor([trapped, False, False, False])))
     student, generator = SmallVGG("8 M 8", 4), DCGANGenerator(size=8, latent_dim=16, width=8)
@@ -61,7 +61,7 @@ def test_passes_of_atesc(trapped, teachers, monkeypatch):
             config=DistillConfig(student_steps=STEPS, batch_size=BATCH),
         )
     decoys = (ITERATIONS - 1) * 8 if trapped else 0
-    own, line_up, scored = ITERATIONS * SYNTHETIC, 7 * 3 * 4, 5 * 3 * 4
+    own, line_up, scored = ITERATIONS * SYNTHETIC, 3 * 7 * 3 * 4, 3 * 5 * 3 * 4
     assert result.passes == Passes(forward=line_up + own + decoys, backward=line_up + scored + own + decoys)
     trained = STEPS * BATCH * (2 * ITERATIONS - 1 if trapped else ITERATIONS)
     assert mine == Passes(forward=trained + own + decoys + 2, backward=trained + own + decoys)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from atesc.core import ConfigError
-from atesc.decoy import DecoyConfig, Decoys, belief, separation
+from atesc.decoy import DecoyConfig, Decoys, belief, separation, side
 from atesc.escape import ATEsc
 from atesc.networks import SmallVGG, frozen, observe
 from atesc.splitter import RadiusSplitter
@@ -21,7 +21,7 @@ def decoys_of(traps, **config):
     return decoys
 
 
-def test_the_ratio_is_that_of_class_medians(teachers, monkeypatch):
+def test_the_ratio_is_the_largest_of_class_medians(teachers, monkeypatch):
     seen = []
 
     def scored(self, teacher, images, logits):
@@ -29,13 +29,34 @@ def test_the_ratio_is_that_of_class_medians(teachers, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(RadiusSplitter, "score", scored)
-    decoys = Decoys(4, IMAGES, DecoyConfig(probe=9, per_class=3))
+    decoys, largest = Decoys(4, IMAGES, DecoyConfig(generators=3, probe=9, per_class=3)), [0.0] * 4
     with frozen(teachers.ntl) as teacher:
         decoys.line_up(teacher)
-    assert len(seen) == Decoys.LAST
-    medians = [sorted(x for scores in seen for i, x in enumerate(scores.tolist()) if i % 4 == k)[(3 * Decoys.LAST - 1) // 2] for k in range(4)]
-    typical = sorted(medians)[1]  # torch's median is the lower one
-    assert decoys.ratio.tolist() == pytest.approx([m / typical for m in medians])
+    assert len(seen) == 3 * Decoys.LAST
+    for mine in (seen[i : i + Decoys.LAST] for i in range(0, len(seen), Decoys.LAST)):
+        medians = [sorted(x for scores in mine for i, x in enumerate(scores.tolist()) if i % 4 == k)[(3 * Decoys.LAST - 1) // 2] for k in range(4)]
+        typical = sorted(medians)[1]  # torch's median is the lower one
+        largest = [max(old, m / typical) for old, m in zip(largest, medians)]
+    assert decoys.ratio.tolist() == pytest.approx(largest)
+
+
+def test_a_trap_that_one_generator_shows_counts_and_gives_the_means(teachers, monkeypatch):
+    calls = []
+
+    def scored(self, teacher, images, logits):
+        calls.append(torch.ones(len(images)))
+        if len(calls) > Decoys.LAST:
+            calls[-1][2::4] = 9
+        return calls[-1]
+
+    monkeypatch.setattr(RadiusSplitter, "score", scored)
+    decoys = Decoys(4, IMAGES, DecoyConfig(probe=60))
+    with frozen(teachers.sl) as teacher:
+        assert decoys.line_up(teacher).tolist() == [False, False, True, False]
+        for generator in decoys.generators:
+            where = [side(observe(teacher, decoys.make(generator, torch.full((32,), k))).features, decoys.means).mean() for k in range(4)]
+            assert where[2] < 0 < min(where[k] for k in (0, 1, 3))
+    assert Decoys(4, IMAGES).inside(observe(teacher, IMAGES)).tolist() == [0, 0], "no trap, no sides"
 
 
 def test_the_line_up_learns_the_classes(teachers):
@@ -43,8 +64,17 @@ def test_the_line_up_learns_the_classes(teachers):
     decoys, labels = Decoys(4, IMAGES, DecoyConfig(probe=150)), torch.arange(4).repeat(16)
     with frozen(teachers.sl) as teacher:
         decoys.line_up(teacher)
-        hits = (teacher(decoys.make(labels)).argmax(1) == labels).float().mean()
-    assert hits > 0.8, hits  # chance is 0.25
+        hits = [(teacher(decoys.make(generator, labels)).argmax(1) == labels).float().mean() for generator in decoys.generators]
+    assert len(hits) == 2 and min(hits) > 0.8, hits  # chance is 0.25
+
+
+@pytest.mark.parametrize(
+    "ratio, traps", [([1, 2.5, 1, 1], []), ([1, 2.6, 1, 1], [1]), ([1, 2.6, 9, 1], [2]), ([5, 2.6, 9, 4.4], [0, 2]), ([2.6, 5.2, 1, 1], [0, 1])]
+)
+def test_traps_are_robust_by_themselves_and_beside_the_most_robust(ratio, traps):
+    decoys = Decoys(4, IMAGES)
+    decoys.ratio = torch.tensor(ratio)
+    assert decoys.traps.nonzero()[:, 0].tolist() == traps
 
 
 def test_decoys_are_of_trap_classes_only():
@@ -65,8 +95,41 @@ def test_the_loss_leaves_the_student_alone(teachers):
         images = torch.cat([own, decoys.draw()])
         decoys.loss(student, images, observe(teacher, images)).backward()
     assert student.training and all(p.grad is None and p.requires_grad for p in student.parameters())
-    assert own.grad.abs().sum() > 0, "the distance moves the synthesizer's own images, too"
-    assert all(p.grad is not None for p in decoys.generator.parameters())
+    assert all(p.grad is not None for p in decoys.generators.parameters())
+
+
+def test_each_is_pushed_to_its_side_and_means_follow(teachers, monkeypatch):
+    monkeypatch.setattr("atesc.decoy.separation", lambda images, decoys: 0.0)
+    decoys, student = decoys_of({2}, hunt=0.0), SmallVGG("8 M 8", 4)
+    with frozen(teachers.sl) as teacher:
+        own = torch.rand(64, 3, 8, 8, requires_grad=True)
+        images = torch.cat([own, decoys.draw()])
+        seen = observe(teacher, images)
+        free = seen.logits[:64].argmax(1) != 2
+        assert free.any()
+        before = decoys.means = torch.stack([seen.features[:64][free].mean(0) + 5, seen.features[64:].mean(0)]).detach()
+        decoys.loss(student, images, seen).backward()
+        step = 1e-2 / own.grad.flatten(1).norm(dim=1).max()
+        with torch.no_grad():
+            after = observe(teacher, own - step * own.grad)
+        moved = side(after.features, decoys.means) - side(seen.features[:64], decoys.means)
+    assert moved.mean() > 0
+    now = torch.stack([seen.features[:64][free].mean(0), seen.features[64:].mean(0)])
+    assert torch.allclose(decoys.means, 0.95 * before + 0.05 * now, atol=1e-4)
+
+
+def test_what_is_inside_is_not_distilled():
+    objective = ATEsc(decoy=DecoyConfig(probe=1))
+    objective.decoys, objective.traps = "some", torch.tensor([False, True, False, False])
+    student, logits = SmallVGG("8 M 8", 4).eval(), torch.randn(6, 4)
+    images, inside, decoy = torch.rand(6, 3, 8, 8), torch.tensor([0.0, -0.2, 0.1, 0.3, 0.9, 0.9]), torch.arange(6) > 3
+    batch = Batch(images, logits, inside, decoy)
+    changed = Batch(images, torch.where((torch.arange(6) == 2)[:, None], torch.randn(6, 4), logits), inside, decoy)
+    assert objective.loss(student, batch) == objective.loss(student, changed)
+    own = batch.only(slice(0, 2))
+    alone = torch.nn.functional.kl_div(student(own.images).log_softmax(1), own.logits.log_softmax(1), reduction="batchmean", log_target=True)
+    objective.forget = 0.0
+    assert objective.loss(student, batch).item() == pytest.approx(alone.item(), rel=1e-5)
 
 
 def test_a_teacher_without_features_or_statistics_is_served():
@@ -117,7 +180,8 @@ def test_decoys_join_when_the_generator_is_out_of_the_trap(share, joins, teacher
         ({"join": 1.5}, "DecoyConfig.join must be"),
         ({"probe": 0}, "DecoyConfig.probe must be at least 1"),
         ({"hunt": -0.1}, "DecoyConfig.hunt must be at least 0"),
-        ({"batch_size": 1}, "DecoyConfig.batch_size must be at least 2"),
+        ({"batch_size": 3}, "DecoyConfig.batch_size must be at least 4"),
+        ({"generators": 0}, "DecoyConfig.generators must be at least 1"),
         ({"per_class": 2.5}, "DecoyConfig.per_class takes int"),
     ],
 )
