@@ -161,7 +161,7 @@ class Decoys:
             others, decoys = seen.features[:own], seen.features[own:]
             free = ~self.traps[seen.logits[:own].argmax(1)]
             if free.any():
-                now = torch.stack([others[free].mean(0), decoys.mean(0)]).detach()
+                now = torch.stack([others[free].mean(0), decoys.mean(0)]).detach().to(self.means.dtype)  # autocast may have made it 16-bit
                 self.means = self.means.lerp(now, self.RATE)
             astray = (0.5 - side(others, self.means)).relu().mean() + (0.5 + side(decoys, self.means)).relu().mean()
             loss = loss + c.apart * (astray - separation(others, decoys))

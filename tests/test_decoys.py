@@ -118,6 +118,16 @@ def test_each_is_pushed_to_its_side_and_means_follow(teachers, monkeypatch):
     assert torch.allclose(decoys.means, 0.95 * before + 0.05 * now, atol=1e-4)
 
 
+def test_sixteen_bit_features_leave_the_means_as_they_are(teachers):
+    decoys, student = decoys_of({2}), SmallVGG("8 M 8", 4)
+    with frozen(teachers.sl) as teacher, torch.autocast("cpu", torch.bfloat16):
+        images = torch.cat([torch.rand(16, 3, 8, 8), decoys.draw()])
+        seen = observe(teacher, images)
+        decoys.means = torch.stack([seen.features[:16].mean(0), seen.features[16:].mean(0)]).detach().float()
+        assert seen.features.dtype == torch.bfloat16 and decoys.loss(student, images, seen).isfinite()
+        assert decoys.means.dtype == torch.float32 and decoys.inside(seen).isfinite().all()
+
+
 def test_what_is_inside_is_not_distilled():
     objective = ATEsc(decoy=DecoyConfig(probe=1))
     objective.decoys, objective.traps = "some", torch.tensor([False, True, False, False])
