@@ -5,7 +5,7 @@ STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist close_
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup reproduce test lab results study notebooks clean
+.PHONY: help setup reproduce test lab results study recipe notebooks clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -58,6 +58,13 @@ study: $(READY) ## all tasks, baselines and students, in hours; goes on where it
 	  $(BIN)/atesc run $$experiment --preset digits --out runs/results/$$experiment/digits; \
 	  $(BIN)/python tests/keep_outputs.py runs/results/$$experiment/digits/$$experiment.ipynb nbs/experiments/$$experiment.ipynb; \
 	done
+
+recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or two; goes on where it stopped
+	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe -p seeds 1
+	mkdir -p results/recipe
+	cp runs/results/recipe/records.jsonl results/recipe/
+	cp runs/results/recipe/figures/*.png nbs/images/
+	$(BIN)/python tests/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export
