@@ -8,7 +8,9 @@ from test_domains import any_checksum, write_folders, write_stand_in  # noqa: F4
 
 from atesc.cmi import CMIConfig
 from atesc.core import ConfigError, load_records
+from atesc.decoy import DecoyConfig
 from atesc.distill import DistillConfig
+from atesc.escape import ATEsc
 from atesc.experiment import Teachers, plan_grid, run_grid
 from atesc.nayer import NAYERConfig
 from atesc.presets import BASELINES, PRESETS, load_preset, synthesizer_for
@@ -21,6 +23,7 @@ TINY = dict(
     teacher=TeacherConfig(epochs=1, batch_size=8), generator_width=4, dfq=DFQConfig(batch_size=4), iterations=1, rounds=1, distill=FEW,
     round_distill=replace(FEW, shift=1), synthetic_images=8,
     cmi=CMIConfig(steps=1, batch_size=4, bank=8), nayer=NAYERConfig(steps=1, batch_size=4),
+    atesc=ATEsc(decoy=DecoyConfig(probe=1, per_class=2, batch_size=4, width=4)),
 )  # fmt: skip
 
 
