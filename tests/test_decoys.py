@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from test_baselines import Pooled
 
 from atesc.core import ConfigError
 from atesc.decoy import DecoyConfig, Decoys, belief, separation, side
@@ -143,14 +143,6 @@ def test_what_is_inside_is_not_distilled():
 
 
 def test_a_teacher_without_features_or_statistics_is_served():
-    class Pooled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, images):
-            return self.conv(images).mean((2, 3))
-
     decoys, student = decoys_of({0}), SmallVGG("8 M 8", 4)
     with frozen(Pooled()) as teacher:
         images = torch.cat([IMAGES, decoys.draw()])
