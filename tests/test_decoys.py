@@ -93,8 +93,11 @@ def test_the_loss_leaves_the_student_alone(teachers):
     own = torch.rand(6, 3, 8, 8, requires_grad=True)
     with frozen(teachers.sl) as teacher:
         images = torch.cat([own, decoys.draw()])
-        decoys.loss(student, images, observe(teacher, images)).backward()
+        seen = observe(teacher, images)
+        decoys.means = torch.stack([seen.features[:6].mean(0), seen.features[6:].mean(0)]).detach()
+        decoys.loss(student, images, seen).backward()
     assert student.training and all(p.grad is None and p.requires_grad for p in student.parameters())
+    assert own.grad.abs().sum() > 0, "the distance moves the synthesizer's own images, too"
     assert all(p.grad is not None for p in decoys.generators.parameters())
 
 
@@ -182,6 +185,7 @@ def test_decoys_join_when_the_generator_is_out_of_the_trap(share, joins, teacher
         ({"join": 1.5}, "DecoyConfig.join must be"),
         ({"probe": 0}, "DecoyConfig.probe must be at least 1"),
         ({"hunt": -0.1}, "DecoyConfig.hunt must be at least 0"),
+        ({"generators": 1, "batch_size": 1}, "DecoyConfig.batch_size must be at least 2"),
         ({"batch_size": 3}, "DecoyConfig.batch_size must be at least 4"),
         ({"generators": 0}, "DecoyConfig.generators must be at least 1"),
         ({"per_class": 2.5}, "DecoyConfig.per_class takes int"),
