@@ -133,13 +133,16 @@ class ATEsc(PlainKD):
         others = logits.masked_fill(self.traps, float("inf")).amin(1, keepdim=True)
         return torch.where(self.traps, logits.minimum(others), logits)
 
+    def forgetting(self, batch: Batch, predictions: Tensor) -> Tensor:  # [N], from the student's logits [N, K]
+        "KL(T^- || S) of each image."
+        return kl_divergence(self.without_traps(batch.logits), predictions)
+
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         if self.decoys is None:
             return super().loss(student, batch)
         predictions = student(batch.images)
         distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), ~batch.decoy & (batch.score <= 0))
-        forget = group_mean(kl_divergence(self.without_traps(batch.logits), predictions), batch.decoy)
-        return distil + self.forget * forget
+        return distil + self.forget * group_mean(self.forgetting(batch, predictions), batch.decoy)
 
     def report(self) -> dict[str, float]:
         return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.found.ratio.max().item()}

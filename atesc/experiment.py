@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'slug', 'Teachers', 'radius_counts', 'run_key', 'Run', 'distil_student', 'measure_student', 'Cell',
-           'plan_grid', 'run_grid']
+           'plan_grid', 'run_grid', 'Variant', 'run_variants']
 
 # %% ../nbs/15_experiment.ipynb #c003
 import hashlib
@@ -248,3 +248,25 @@ def run_grid(
         append_records(path, [{**record, **(also(teachers, record, run) if also else {})}])
     found = {record_key(record): record for record in load_records(path)}
     return [found[name] for name in wanted]
+
+# %% ../nbs/15_experiment.ipynb #n001
+class Variant(NamedTuple):
+    "A kind of student, and how it is made."
+
+    preset: Preset  # all settings
+    student: str = "ntl-atesc"  # one of STUDENTS
+    baseline: str = "dfq"  # one of BASELINES
+
+
+def run_variants(
+    variants: dict[str, Variant],  # by name
+    task: str,  # its name
+    seeds: Iterable[int],
+    out: Path,  # folder with records.jsonl and teachers/, which several analyses may share
+    device: torch.device = torch.device("cpu"),  # where to run
+) -> dict[str, list[dict[str, Any]]]:  # name -> a record a seed
+    "Run what is not on record yet."
+    return {
+        name: run_grid("variants", preset, plan_grid([task], seeds, [baseline], [student]), out, device)
+        for name, (preset, student, baseline) in variants.items()
+    }

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STYLE', 'short', 'caption', 'draw_curve', 'plot_curves', 'plot_grid', 'plot_images', 'plot_classes',
-           'plot_radius', 'save_figure']
+           'plot_radius', 'plot_trade_off', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #c003
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 import torch
@@ -167,6 +167,27 @@ def plot_radius(records: Sequence[Record]) -> Figure:
         axes[0].set_ylabel("flipped within eps, %")
         axes[0].legend(fontsize=8)
         figure.suptitle(caption(records))
+    return figure
+
+# %% ../nbs/17_report.ipynb #n001
+def plot_trade_off(
+    groups: dict[str, Sequence[Record]],  # name of a variant -> its records, a seed each; of one task
+    title: str = "",  # what is compared
+) -> Figure:
+    "Figure: IAcc against OOD knowledge, a mark a variant at the mean over seeds, with lines of one standard deviation."
+    every = [record for group in groups.values() for record in group]
+    first, last = measures(every)[0], measures(every)[-1]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.5, 4))
+        for number, (name, group) in enumerate(groups.items()):
+            if not group:
+                continue
+            (x, dx), (y, dy) = ((mean(values), stdev(values) if len(values) > 1 else 0) for values in ([r[m] for r in group] for m in (last, first)))
+            axis.errorbar(x, y, dy, dx, fmt="o^sDvP"[number % 6], color=str(0.7 * number / max(1, len(groups) - 1)), label=f"{number + 1} {name}", linewidth=0.6)
+            axis.annotate(str(number + 1), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.set(xlabel=COLUMNS[last], ylabel=COLUMNS[first], xlim=(-3, 103))
+        figure.legend(loc="outside right upper", fontsize=8)
+        figure.suptitle(" · ".join(part for part in (title, caption(every)) if part), fontsize=8)
     return figure
 
 # %% ../nbs/17_report.ipynb #c025

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'TEACHERS', 'COLUMNS', 'MEASURES', 'ROWS', 'GAP', 'mean_std', 'students', 'committed', 'select', 'measures',
-           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding']
+           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding', 'area', 'variants_table']
 
 # %% ../nbs/16_tables.ipynb #c003
 from collections.abc import Iterable, Sequence
@@ -166,3 +166,20 @@ def finding(
                 f"OOD knowledge at most a third in {(mine['ood share'] <= 1 / 3).sum()}"
             )
     return f"{METHODS[method]} against plain KD, mean IAcc over tasks: " + "; ".join(parts) + "."
+
+# %% ../nbs/16_tables.ipynb #n001
+def area(record: Record) -> float:  # percent
+    "Mean of IAcc over the points of the curve: two students that end alike may have come by different ways."
+    return mean(point["iacc"] for point in record["curve"])
+
+
+def variants_table(
+    groups: dict[str, Sequence[Record]],  # name of a variant -> its records, a seed each; of tasks of one kind
+) -> pd.DataFrame:  # one row a variant
+    "Mean ± std over seeds; a variant that was not run shows as a gap."
+    names = measures([record for group in groups.values() for record in group])
+    rows = []
+    for name, group in groups.items():
+        cells = {COLUMNS[measure]: mean_std(record[measure] for record in group) for measure in names}
+        rows.append({"variant": name, **cells, "area of IAcc %": mean_std(map(area, group)), "seconds": mean_std(r["seconds"] for r in group), "seeds": len(group)})
+    return pd.DataFrame(rows).set_index("variant")
