@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'slug', 'Teachers', 'radius_counts', 'run_key', 'Run', 'distil_student', 'measure_student', 'Cell',
-           'plan_grid', 'run_grid', 'Variant', 'run_variants']
+           'plan_grid', 'run_grid', 'Variant', 'take_over', 'run_variants']
 
 # %% ../nbs/15_experiment.ipynb #c003
 import hashlib
@@ -258,15 +258,40 @@ class Variant(NamedTuple):
     baseline: str = "dfq"  # one of BASELINES
 
 
+def take_over(
+    experiment: str,  # whose records they become
+    wanted: dict[str, str],  # record_key -> name of the variant
+    shared: str | Path,  # folder, searched with all folders in it
+    out: Path,  # folder with records.jsonl
+) -> None:
+    "Copy the records of students that another experiment has distilled with the same configuration."
+    path = Path(out) / "records.jsonl"
+    known = {record_key(record) for record in load_records(path)}
+    for file in sorted(Path(shared).rglob("records.jsonl")):
+        for record in load_records(file):
+            mine = {**record, "experiment": experiment}
+            if (key := record_key(mine)) in wanted and key not in known:
+                append_records(path, [{**mine, "variant": wanted[key]}])
+                known.add(key)
+
+
 def run_variants(
+    experiment: str,  # its name
     variants: dict[str, Variant],  # by name
     task: str,  # its name
     seeds: Iterable[int],
-    out: Path,  # folder with records.jsonl and teachers/, which several analyses may share
+    out: Path,  # folder with records.jsonl and teachers/
     device: torch.device = torch.device("cpu"),  # where to run
+    shared: str | Path = "",  # folder of other experiments' records; empty: none
 ) -> dict[str, list[dict[str, Any]]]:  # name -> a record a seed
     "Run what is not on record yet."
+    seeds = list(seeds)
+    if shared:
+        keys = {
+            record_key(run_key(experiment, v.preset, task, v.student, seed, v.baseline)): name for name, v in variants.items() for seed in seeds
+        }
+        take_over(experiment, keys, shared, out)
     return {
-        name: run_grid("variants", preset, plan_grid([task], seeds, [baseline], [student]), out, device)
+        name: run_grid(experiment, preset, plan_grid([task], seeds, [baseline], [student]), out, device, also=lambda *_: {"variant": name})
         for name, (preset, student, baseline) in variants.items()
     }
