@@ -11,8 +11,8 @@ import nbformat
 import papermill
 import pytest
 
-from atesc.cli import experiments, list_all, main
-from atesc.core import load_records
+from atesc.cli import experiments, list_all, main, run_all
+from atesc.core import append_records, load_records
 from atesc.presets import PRESETS
 from atesc.tasks import TASKS
 
@@ -45,10 +45,16 @@ FIGURES = {
     "bench": ["scaling", "profile"],
     "recipe": ["line_up", "trade_off"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
+    "ckd_only": ["trade_off", "curves"],
+    "forgetting": ["trade_off"],
+    "generators": ["radius", "students"],
+    "overhead": ["cost"],
+    "report": [],
 }
 QUICK = {
     "bench": ["-p", "rounds", 1],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
+    **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
 }
 KINDS = {"open_set": "open-set", "backdoor": "backdoor"}
@@ -68,6 +74,36 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
         assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
         assert record["experiment"] == experiment and record["seed"] == 3
         assert TASKS[record["task"]] == KINDS.get(experiment, "close-set") and record["task"].startswith("debug")
+
+
+def test_run_all_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """The notebooks are stood in for; each leaves a record, and the third fails at first."""
+    ran, broken = [], True
+
+    def stand_in(experiment, preset, seed, out, parameters):
+        if experiment == "open_set" and broken:
+            raise KeyboardInterrupt
+        ran.append((experiment, seed))
+        (out / "teachers" / f"{experiment}.pt").write_text("a teacher")
+        append_records(out / "records.jsonl", [{"experiment": experiment, "task": "x", "teacher": "sl", "baseline": "dfq", "method": "plain", "seed": seed, "config": {}}])
+        return out / f"{experiment}.ipynb"
+
+    monkeypatch.setattr("atesc.cli.run_experiment", stand_in)
+    with pytest.raises(KeyboardInterrupt):
+        run_all("debug", tmp_path, [("seeds", "2")])
+    first, broken = ran.copy(), False
+    assert first == [("ood_trap", 0), ("ood_trap", 1), ("close_set", 0)]
+    run_all("debug", tmp_path, [("seeds", "2")])
+    assert ran[3:5] == [("close_set", 0), ("open_set", 0)], "the main job is not run again; a grid looks by itself"
+    assert {name for name, _ in ran} == set(experiments())
+    assert len(list((tmp_path / "teachers").iterdir())) == len(experiments()), "all notebooks share a folder of teachers"
+    assert "not timed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, said", [(["-p", "sedes", 2], "Did you mean 'seeds'?"), (["--seed", 3], "-p seeds 3"), (["--preset", "debg"], "Did you mean 'debug'?")])
+def test_run_all_is_strict(wrong, said, tmp_path):
+    code, out, err = atesc("run", "all", "--preset", "debug", "--out", tmp_path, *wrong)
+    assert code == 2 and said in err and len(err.splitlines()) == 1 and not list(tmp_path.rglob("*.ipynb"))
 
 
 def test_the_main_job_leaves_the_same_records_twice(tmp_path):
