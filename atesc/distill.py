@@ -47,8 +47,8 @@ def vital_signs(
     objective: Objective,  # which images does it distil?
     new: Batch,  # the images of this iteration
     pool: Batch,  # recent images
-) -> dict[str, float]:  # largest, smallest, unlike, agreement; NaN where there are no images to tell
-    "Four numbers on the health of a run, from what it has anyway."
+) -> dict[str, float]:  # largest and its class, excess, smallest and its class (rarest), unlike, agreement; NaN where no images tell
+    "Numbers on the health of a run, from what it has anyway."
     share = pool.logits.argmax(1).bincount(minlength=pool.logits.shape[1]) / len(pool)
     own = new.only(~new.decoy).images[:128].flatten(1)
     nearest = torch.cdist(own, own).fill_diagonal_(float("inf")).amin(1)
@@ -57,8 +57,9 @@ def vital_signs(
     some = some.only(objective.kept(some))
     with frozen(student):
         agreement = (student(some.images).argmax(1) == some.logits.argmax(1)).float().mean() if len(some) else torch.tensor(float("nan"))
+    largest, even = share.max().item(), 1 / len(share)
     return {
-        "largest": share.max().item(), "class": share.argmax().item(), "smallest": len(share) * share.min().item(), "rarest": share.argmin().item(),
+        "largest": largest, "excess": (largest - even) / (1 - even), "class": share.argmax().item(), "smallest": len(share) * share.min().item(), "rarest": share.argmin().item(),
         "unlike": (nearest.median() / contrast).item(), "agreement": agreement.item(),
     }  # fmt: skip
 
@@ -71,7 +72,7 @@ class Watch:
     "Looks at a run now and then, and warns once of each thing that stays wrong; changes nothing, and asks the teacher nothing."
 
     LOOKS, SETTLED, PATIENCE = 20, 0.25, 3  # looks in a run, share of it that is not looked at, looks in a row before a warning
-    CROWDED, RARE, ALIKE, AGREE = 0.5, 0.02, 0.1, 0.5  # limits of largest, smallest, unlike, agreement
+    CROWDED, RARE, ALIKE, AGREE = 0.25, 0.02, 0.1, 0.5  # limits of excess, smallest, unlike, agreement
 
     def __init__(
         self,
@@ -85,9 +86,10 @@ class Watch:
     def wrong(self, signs: dict[str, float]) -> dict[str, str]:  # name -> what was seen, what it means, what to do
         "What is wrong now."
         wrong = dict(self.objective.doubts())
-        if signs["largest"] > self.CROWDED:
+        if signs["excess"] > self.CROWDED:
             seen = f"{signs['largest']:.0%} of the synthetic images are of class {signs['class']:.0f} to the teacher"
-            wrong["crowded"] = f"{seen}: the generator is in a trap, or has collapsed; use ATEsc, or raise the weights of class targets and balance"
+            lured = f"forgetting (weight {self.objective.forget:g}) may draw it there: lower its weight" if self.objective.forget else "use ATEsc"
+            wrong["crowded"] = f"{seen}: the generator is in a trap, or has collapsed; {lured}, or raise the weights of class targets and balance"
         if signs["smallest"] < self.RARE:
             seen = f"class {signs['rarest']:.0f} has {signs['smallest']:.1%} of an even share of the synthetic images"
             wrong["missing"] = f"{seen}: the student cannot learn it; raise the weights of class balance and class targets"

@@ -135,6 +135,7 @@ def test_signs_against_a_loop():
     signs = vital_signs(student, ckd, new, pool)
     answers = pool.logits.argmax(1).tolist()
     assert signs["largest"] == pytest.approx(max(answers.count(k) for k in range(4)) / 700)
+    assert signs["excess"] == pytest.approx((4 * signs["largest"] - 1) / 3)
     assert signs["smallest"] == pytest.approx(4 * min(answers.count(k) for k in range(4)) / 700)
     nearest = [min((new.images[i] - new.images[j]).norm().item() for j in range(9) if j != i) for i in range(9)]
     contrast = [(new.images[i] - new.images[i].mean()).norm().item() for i in range(9)]
@@ -149,7 +150,7 @@ def test_what_is_wrong_now_and_then_is_no_reason_to_warn(monkeypatch):
     """Three looks in a row, none in the first quarter, and one warning however long it lasts."""
     low = set()
     monkeypatch.setattr("atesc.distill.vital_signs", lambda *args: {
-        "largest": 0.3, "class": 0, "smallest": 1.0, "rarest": 1, "unlike": 1.0, "agreement": 0.1 if now in low else 0.9})  # fmt: skip
+        "largest": 0.3, "excess": 0.2, "class": 0, "smallest": 1.0, "rarest": 1, "unlike": 1.0, "agreement": 0.1 if now in low else 0.9})  # fmt: skip
     for low, expected in (({5, 10, 15, 25, 30, 40, 45}, []), ({30, 35, 40, 45, 60, 65, 70}, [40]), (set(range(0, 101)), [40])):
         watch = Watch(PlainKD(), iterations=100)
         with warnings.catch_warnings():
