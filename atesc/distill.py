@@ -72,7 +72,7 @@ class Watch:
     "Looks at a run now and then, and warns once of each thing that stays wrong; changes nothing, and asks the teacher nothing."
 
     LOOKS, SETTLED, PATIENCE = 20, 0.25, 3  # looks in a run, share of it that is not looked at, looks in a row before a warning
-    CROWDED, RARE, ALIKE, AGREE = 0.25, 0.02, 0.1, 0.5  # limits of excess, smallest, unlike, agreement
+    CROWDED, RARE, ALIKE, AGREE = 0.3, 0.02, 0.1, 0.5  # limits of excess, smallest, unlike, agreement
 
     def __init__(
         self,
