@@ -54,13 +54,14 @@ def vital_signs(
     nearest = torch.cdist(own, own).fill_diagonal_(float("inf")).amin(1)
     contrast = (own - own.mean(1, keepdim=True)).norm(dim=1).median().clamp(min=1e-6)
     some = pool.only(slice(None, None, max(1, len(pool) // 256)))
-    some = some.only(objective.kept(some))
+    kept = objective.kept(some)
     with frozen(student):
-        agreement = (student(some.images).argmax(1) == some.logits.argmax(1)).float().mean() if len(some) else torch.tensor(float("nan"))
+        hits = (student(some.images).argmax(1) == some.logits.argmax(1))[kept].float()
+    agreement = hits.mean().item() if len(hits) > len(some) / 50 else float("nan")  # of a handful of images nothing can be said
     largest, even = share.max().item(), 1 / len(share)
     return {
         "largest": largest, "excess": (largest - even) / (1 - even), "class": share.argmax().item(), "smallest": len(share) * share.min().item(), "rarest": share.argmin().item(),
-        "unlike": (nearest.median() / contrast).item(), "agreement": agreement.item(),
+        "unlike": (nearest.median() / contrast).item(), "agreement": agreement,
     }  # fmt: skip
 
 # %% ../nbs/12_distill.ipynb #w005
