@@ -24,6 +24,7 @@ class Objective(Protocol):
 
     name: str
     decoys: DecoySource | None  # images to make beside the synthesizer's
+    forget: float  # weight of forgetting, 0 without
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         "Clear all running estimates, and look at the frozen teacher; the images show shape and device."
@@ -34,11 +35,17 @@ class Objective(Protocol):
     def update(self, new: Batch, pool: Batch) -> None:
         "Look at the new images, and at all in the pool."
 
+    def kept(self, batch: Batch) -> Tensor:
+        "bool [N]: the images whose answers the student is to repeat."
+
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         "The student's loss, a scalar."
 
     def report(self) -> dict[str, float]:
         "Running estimates worth plotting."
+
+    def doubts(self) -> dict[str, str]:
+        "Name -> sentence: what was seen that makes its verdicts doubtful, what that means, what to do."
 
 
 @dataclass
@@ -49,6 +56,7 @@ class PlainKD:
 
     name: ClassVar[str] = "plain"
     decoys = None
+    forget = 0.0
 
     def __post_init__(self):
         check_types(self)
@@ -63,10 +71,16 @@ class PlainKD:
     def update(self, new: Batch, pool: Batch) -> None:
         pass
 
+    def kept(self, batch: Batch) -> Tensor:
+        return torch.ones_like(batch.decoy)
+
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         return kl_divergence(batch.logits, student(batch.images), self.temperature).mean()
 
     def report(self) -> dict[str, float]:
+        return {}
+
+    def doubts(self) -> dict[str, str]:
         return {}
 
 # %% ../nbs/11_escape.ipynb #c010
@@ -85,6 +99,7 @@ class CalibratedKD(PlainKD):
     splitter: Splitter = RadiusSplitter()  # fragile = ID-like
 
     name: ClassVar[str] = "ckd"
+    EMPTY: ClassVar[float] = 0.02  # a group with at most this share of the images
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         self.threshold = torch.tensor(float("inf"), device=images.device)  # until an image has been seen, all are fragile
@@ -97,11 +112,22 @@ class CalibratedKD(PlainKD):
         self.threshold = self.splitter.threshold(pool.score, pool.logits.argmax(1))
         self.fragile_share = (pool.score < self.threshold).float().mean()
 
+    def kept(self, batch: Batch) -> Tensor:
+        return batch.score < self.threshold
+
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        return group_mean(kl_divergence(batch.logits, student(batch.images), self.temperature), batch.score < self.threshold)
+        return group_mean(kl_divergence(batch.logits, student(batch.images), self.temperature), self.kept(batch))
 
     def report(self) -> dict[str, float]:
         return {"threshold": self.threshold.item(), "fragile_share": self.fragile_share.item()}
+
+    def doubts(self) -> dict[str, str]:
+        share, groups = self.fragile_share.item(), f"cannot tell fragile from robust images: {self.fragile_share.item():.1%} of the pool are fragile"
+        if share <= self.EMPTY:
+            return {"split": f"{type(self.splitter).__name__} {groups}, and the student is left without images; attack harder (a larger eps), or use RadiusSplitter"}
+        if share >= 1 - self.EMPTY and not self.splitter.adapts:
+            return {"split": f"{type(self.splitter).__name__} {groups}, so that this is plain KD; attack less (a smaller eps), or use RadiusSplitter"}
+        return {}
 
 # %% ../nbs/11_escape.ipynb #c013
 @dataclass
@@ -112,6 +138,7 @@ class ATEsc(PlainKD):
     decoy: DecoyConfig = DecoyConfig()  # how traps are found, and decoys made
 
     name: ClassVar[str] = "atesc"
+    CLOSE: ClassVar[float] = 1.25  # a ratio that is less than this many times above or below the limit is close to it
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,12 +164,23 @@ class ATEsc(PlainKD):
         "KL(T^- || S) of each image."
         return kl_divergence(self.without_traps(batch.logits), predictions)
 
+    def kept(self, batch: Batch) -> Tensor:
+        return super().kept(batch) if self.decoys is None else ~batch.decoy & (batch.score <= 0)
+
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         if self.decoys is None:
             return super().loss(student, batch)
         predictions = student(batch.images)
-        distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), ~batch.decoy & (batch.score <= 0))
+        distil = group_mean(kl_divergence(batch.logits, predictions, self.temperature), self.kept(batch))
         return distil + self.forget * group_mean(self.forgetting(batch, predictions), batch.decoy)
 
     def report(self) -> dict[str, float]:
         return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.found.ratio.max().item()}
+
+    def doubts(self) -> dict[str, str]:
+        ratio, limit = self.found.ratio.max().item(), self.decoy.factor
+        if not limit / self.CLOSE < ratio < limit * self.CLOSE:
+            return {}
+        verdict = f"class {self.found.ratio.argmax().item()}, which is {'' if ratio > limit else 'not '}called a trap, is {ratio:.2f} times as robust as the typical one"
+        advice = "look longer (DecoyConfig.probe, generators), or distil with either verdict (DecoyConfig.factor)"
+        return {"line-up": f"{verdict}, close to the limit of {limit:g}: the verdict is uncertain; {advice}"}

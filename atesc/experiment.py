@@ -189,6 +189,7 @@ def measure_student(
         "seconds": round(run.result.seconds, 2),
         "teacher_passes": asdict(run.result.passes),
         "curve": curve,
+        "warnings": run.result.warnings,
         "synthetic": {"classes": classes},
         "radius": {"eps": list(GRID), **{name: radius_counts(teacher, x) for name, x in groups.items()}},
         "config": key["config"],

@@ -32,6 +32,8 @@ class Split:
 class Splitter:
     "Splits images by what the teacher does with them; a subclass says how to score and where to cut."
 
+    adapts = False  # whether the cut follows what is typical for the teacher, so that no robust image means: none stands out
+
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Scores [N] from a frozen teacher's `logits` [N, K] on `images`; if their graph is alive, it is used, and kept."
         raise NotImplementedError
@@ -201,6 +203,8 @@ class RadiusSplitter(Splitter):
 
     factor: float = 4.0  # robust images are this many times as far from the decision boundary as typical ones
     min_images: int = 8  # classes with fewer recent images have no say in what is typical
+
+    adapts = True
 
     def __post_init__(self):
         check_types(self)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())"]
 FIELDS = set(
     "experiment task kind id_domain ood_domain teacher baseline method seed iterations iacc oacc olacc asr mislead teacher_iacc "
-    "teacher_oacc teacher_olacc teacher_asr seconds teacher_passes curve synthetic radius config versions device commit".split()
+    "teacher_oacc teacher_olacc teacher_asr seconds teacher_passes curve warnings synthetic radius config versions device commit".split()
 )
 
 
@@ -44,6 +44,7 @@ FIGURES = {
     "ood_trap": ["images", "classes", "radius", "curves"],
     "bench": ["scaling", "profile"],
     "recipe": ["line_up", "trade_off"],
+    "failures": ["curves"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
     "ckd_only": ["trade_off", "curves"],
     "forgetting": ["trade_off"],
@@ -53,6 +54,7 @@ FIGURES = {
 }
 QUICK = {
     "bench": ["-p", "rounds", 1],
+    "failures": ["-p", "seeds", 1, "-p", "iterations", 6],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
     **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
@@ -170,7 +172,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set, recipe. Did you mean 'ood_trap'?"),
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, failures, ood_trap, open_set, recipe. Did you mean 'ood_trap'?"),
         (["run", "open_set", "-p", "task", "digits+sig"], "digits+sig is a task of the kind backdoor; open-set was asked for"),
         (["run", "open_set", "-p", "task", "digits->photo"], "Did you mean 'digits->photos'?"),
         (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
