@@ -155,7 +155,8 @@ def nearest_members(
 ) -> Nearest:
     "Are images nearer to members than to as many non-members?"
     if len(members) != len(others) or images.shape[1:] != members.shape[1:] or images.shape[1:] != others.shape[1:]:
-        raise ValueError(f"as many non-members as members are needed, all alike; got {list(images.shape)}, {list(members.shape)}, {list(others.shape)}")
+        shapes = ", ".join(str(list(part.shape)) for part in (images, members, others))
+        raise ValueError(f"as many non-members as members are needed, all alike; got {shapes}")
     m, both, counts, closest = len(members), torch.cat([members, others]).flatten(1), 0, []
     for part in images.flatten(1).split(256):
         distances = torch.cdist(part, both, compute_mode="donot_use_mm_for_euclid_dist")
