@@ -45,6 +45,7 @@ FIGURES = {
     "bench": ["scaling", "profile"],
     "recipe": ["line_up", "trade_off"],
     "failures": ["curves"],
+    "privacy": ["leakage"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
     "ckd_only": ["trade_off", "curves"],
     "forgetting": ["trade_off"],
@@ -55,6 +56,7 @@ FIGURES = {
 QUICK = {
     "bench": ["-p", "rounds", 1],
     "failures": ["-p", "seeds", 1, "-p", "iterations", 6],
+    "privacy": ["-p", "seeds", 1, "-p", "shadows", 4],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
     **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
@@ -143,6 +145,26 @@ def test_the_bench_measures_everything_it_shows(tmp_path):
     assert len(load_records(tmp_path)) == len(found), "no two records have the same key"
 
 
+def test_the_privacy_analysis_goes_on_where_it_stopped(tmp_path):
+    """A second run adds what is missing, here a seed; shadows, students among them, are kept."""
+    args = ["run", "privacy", "--preset", "debug", "--out", tmp_path, "-p", "shadows", 4, "-p", "student_shadows", 4, "-p", "students", "ntl-atesc"]
+    for seeds, told in ((1, "5 of 5 targets"), (2, "5 of 10 targets")):
+        code, out, err = atesc(*args, "-p", "iterations", 2, "-p", "seeds", seeds)
+        assert code == 0, err
+        assert told in out
+    found = records(tmp_path)
+    assert [(r["teacher"], r["baseline"], r["method"]) for r in found[:5]] == [
+        ("sl", "none", "teacher"), ("ntl", "none", "teacher"), ("sl", "real", "plain"), ("ntl", "dfq", "atesc"), ("sl", "none", "test images"),
+    ]  # fmt: skip
+    assert [r.get("shadow_kind") for r in found[:5]] == ["sl", "ntl", "sl-plain", "ntl-plain", None]
+    for record in found:
+        assert record["members"] == record["others"] == 64
+        attacks = [record[name] for name in ("loss", "lira") if name in record]
+        assert len(attacks) == (0 if record["method"] == "test images" else 2) and all(0 <= a["auroc"] <= 100 and a["curve"][-1] == 100 for a in attacks)
+        assert ("pixels" in record and "features" in record) == (record["method"] in ("atesc", "test images"))
+    assert len(list((tmp_path / "shadows").iterdir())) == 4
+
+
 def test_progress_on_a_terminal_and_silence_without(tmp_path):
     args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out"]
     assert atesc(*args, tmp_path / "quiet")[2] == "", "without a terminal nothing is written to stderr"
@@ -172,7 +194,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, failures, ood_trap, open_set, recipe. Did you mean 'ood_trap'?"),
+        (["run", "ood_trp"], f"unknown experiment 'ood_trp'; known: {', '.join(experiments())}. Did you mean 'ood_trap'?"),
         (["run", "open_set", "-p", "task", "digits+sig"], "digits+sig is a task of the kind backdoor; open-set was asked for"),
         (["run", "open_set", "-p", "task", "digits->photo"], "Did you mean 'digits->photos'?"),
         (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
