@@ -87,6 +87,7 @@ class CalibratedKD(PlainKD):
     name: ClassVar[str] = "ckd"
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
+        self.splitter.start()
         self.threshold = torch.tensor(float("inf"), device=images.device)  # until an image has been seen, all are fragile
         self.fragile_share = torch.ones((), device=images.device)
 

@@ -32,6 +32,9 @@ class Split:
 class Splitter:
     "Splits images by what the teacher does with them; a subclass says how to score and where to cut."
 
+    def start(self) -> None:
+        "Forget all images so far, before a run; most splitters keep none."
+
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Scores [N] from a frozen teacher's `logits` [N, K] on `images`; if their graph is alive, it is used, and kept."
         raise NotImplementedError
