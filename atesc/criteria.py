@@ -199,9 +199,8 @@ def criteria_table(
         cells = {f"AUROC {group}, {TEACHERS[teacher]}": mean_std(aurocs(records, splitter, teacher, group), 2) for teacher, group in PANELS}
         robust = mean_std([100 - 100 * record["curve"][-1]["fragile_share"] for record in mine] if splitter else [], digits=0)
         measured = {COLUMNS[name]: mean_std(record[name] for record in mine) for name in ("iacc", ood, "seconds")}
-        rows.append({
-            "criterion": title, "setting": setting(splitter) if splitter else GAP, **cells, "robust %": robust, **measured, "seeds": str(len(mine) or GAP),
-        })  # fmt: skip
+        what = {"criterion": title, "setting": setting(splitter) if splitter else GAP}
+        rows.append({**what, **cells, "robust %": robust, **measured, "seeds": str(len(mine) or GAP)})
     return pd.DataFrame(rows)
 
 
@@ -234,7 +233,8 @@ def plot_criteria(
                     axis.axvline(mean(values), color="#333333", linestyle=style, linewidth=1, label=label)
             axis.set(xlim=(-3, 103), xlabel=COLUMNS[measure])
         figure.legend(fontsize=7, ncols=6, loc="outside lower center")
-        figure.suptitle(f"{short(records[0]['task'])} · seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))} · a mark a seed, lines: means")
+        numbers = f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
+        figure.suptitle(f"{short(records[0]['task'])} · {numbers} · a mark a seed, lines: means")
     return figure
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from atesc.cli import experiments, list_all, main
 from atesc.core import load_records
+from atesc.criteria import CRITERIA
 from atesc.presets import PRESETS
 from atesc.tasks import TASKS
 
@@ -44,14 +45,19 @@ FIGURES = {
     "ood_trap": ["images", "classes", "radius", "curves"],
     "bench": ["scaling", "profile"],
     "recipe": ["line_up", "trade_off"],
+    "synthetic_shift": ["shift-dfq", "classes"],
+    "split_content": ["groups", "auroc"],
+    "split_criteria": ["criteria"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
 }
 QUICK = {
     "bench": ["-p", "rounds", 1],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
+    "synthetic_shift": ["-p", "seeds", 1],
+    **dict.fromkeys(("split_content", "split_criteria"), ["-p", "seeds", 1, "-p", "iterations", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
 }
-KINDS = {"open_set": "open-set", "backdoor": "backdoor"}
+KINDS = {"open_set": ["open-set"], "backdoor": ["backdoor"], "split_criteria": ["close-set", "open-set"]}
 
 
 def without_clock(record):
@@ -67,7 +73,7 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
     for record in records(tmp_path):
         assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
         assert record["experiment"] == experiment and record["seed"] == 3
-        assert TASKS[record["task"]] == KINDS.get(experiment, "close-set") and record["task"].startswith("debug")
+        assert TASKS[record["task"]] in KINDS.get(experiment, ["close-set"]) and record["task"].startswith("debug")
 
 
 def test_the_main_job_leaves_the_same_records_twice(tmp_path):
@@ -105,6 +111,16 @@ def test_the_bench_measures_everything_it_shows(tmp_path):
     assert len(load_records(tmp_path)) == len(found), "no two records have the same key"
 
 
+def test_settings_are_chosen_on_another_task_than_the_one_that_counts(tmp_path):
+    code, out, err = atesc("run", "split_criteria", "--preset", "debug", "--out", tmp_path, "-p", "seeds", 1, "-p", "iterations", 2)
+    assert code == 0, err
+    tried, counted = ([r for r in records(tmp_path) if r["task"] == task] for task in ("debug->debug_open", "debug->debug_ood"))
+    splitters = [[r["config"]["objective"]["splitter"] for r in some if r["method"] == "ckd"] for some in (tried, counted)]
+    assert len(splitters[0]) == 21 and {splitter["type"]: splitter for splitter in splitters[1]}.keys() == set(CRITERIA)
+    assert all(splitter in splitters[0] or splitter["other"] in splitters[0] for splitter in splitters[1])
+    assert [r["teacher"] for r in counted if "scores" in r] == ["sl", "ntl"]
+
+
 def test_progress_on_a_terminal_and_silence_without(tmp_path):
     args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out"]
     assert atesc(*args, tmp_path / "quiet")[2] == "", "without a terminal nothing is written to stderr"
@@ -134,7 +150,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
 @pytest.mark.parametrize(
     "args, text",
     [
-        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set, recipe. Did you mean 'ood_trap'?"),
+        (["run", "ood_trp"], "unknown experiment 'ood_trp'; known: backdoor, bench, close_set, ood_trap, open_set, recipe, split_content, split_criteria, synthetic_shift. Did you mean 'ood_trap'?"),
         (["run", "open_set", "-p", "task", "digits+sig"], "digits+sig is a task of the kind backdoor; open-set was asked for"),
         (["run", "open_set", "-p", "task", "digits->photo"], "Did you mean 'digits->photos'?"),
         (["run", "backdoor", "-p", "baselines", "dfq cim"], "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?"),
@@ -147,6 +163,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
         (["run", "ood_trap", "-p", "iterations", "3.5"], "parameter iterations takes int, got '3.5'"),
         (["run", "ood_trap", "-p", "iterations", "0"], "iterations must be at least 1, got 0"),
         (["run", "ood_trap", "-p", "device", "gpu"], "unknown device 'gpu'"),
+        (["run", "split_criteria", "--preset", "debug", "-p", "task", "debug->debug_open"], "development must be another task than the one that counts"),
         (["run", "ood_trap", "--out", "/dev/null/x"], "out '/dev/null/x' cannot be written to"),
         (["run", "ood_trap", "--sed", "1"], "unrecognized arguments: --sed 1"),
         (["run"], "the following arguments are required: experiment"),
