@@ -253,4 +253,4 @@ def ranking(
         order = sorted((name for name in its if its[name]), key=lambda name: -mean(its[name]))
         digits = 2 if title.startswith("AUROC") else 1
         parts.append(f"{title}: " + (", ".join(f"{CRITERIA[name]} {mean_std(its[name], digits)}" for name in order) or GAP))
-    return f"From best to worst by the mean over {len({record['seed'] for record in records})} seeds. " + "; ".join(parts) + "."
+    return f"From best to worst by the mean over seeds, n = {len({record['seed'] for record in records})}. " + "; ".join(parts) + "."

@@ -44,13 +44,13 @@ def test_the_temperature_is_the_root_that_scipy_finds():
     def excess(log_t):
         return np.exp(log_softmax(logits.numpy() / np.exp(log_t), 1)).max(1).mean() - 0.55
 
-    assert np.log(fit_temperature(logits, 0.55)) == pytest.approx(brentq(excess, -4, 4), abs=1e-5)
+    assert np.log(fit_temperature(logits, 0.55).item()) == pytest.approx(brentq(excess, -4, 4), abs=1e-5)
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5])
 def test_feature_distances_are_those_of_a_fit_by_sklearn(shrinkage, teachers):
     """Everything at once, nothing forgotten: scatter within classes, shrunk, and the distance to the nearest class mean."""
-    images = torch.rand(300, 3, 8, 8)
+    images = teachers.task.id.train.images
     splitter = FeatureSplitter(near=False, shrinkage=shrinkage, memory=10**9, min_images=1.0)
     with frozen(teachers.sl), torch.no_grad():
         seen = observe(teachers.sl, images)
