@@ -276,7 +276,7 @@ class RandomSplitter(LearningSplitter):
         return torch.rand(len(labels), device=labels.device)
 
     def threshold(self, scores: Tensor, labels: Tensor) -> Tensor:
-        "The score that leaves the other's share of images above."
+        "The score that leaves the other's share of images above; 1 where that is none, for records take no infinity."
         robust = self.scores >= self.other.threshold(self.scores, self.labels)
         n = round(robust.float().mean().item() * len(scores))
-        return scores.sort(descending=True).values[n - 1] if n else scores.new_tensor(float("inf"))
+        return scores.sort(descending=True).values[n - 1] if n else scores.new_ones(())

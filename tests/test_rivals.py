@@ -87,6 +87,14 @@ def test_chance_takes_as_many_as_the_other_but_not_the_same(other, teachers):
     assert theirs.all() or not theirs.any() or not torch.equal(ours, theirs)
 
 
+def test_where_the_other_takes_none_chance_takes_none(teachers):
+    splitter, images = RandomSplitter(RadiusSplitter(1e6)), torch.rand(50, 3, 8, 8)
+    with frozen(teachers.ntl):
+        scores = splitter.score(teachers.ntl, images, teachers.ntl(images))
+    threshold = splitter.threshold(scores, None)
+    assert threshold.isfinite() and (scores < threshold).all(), "a record takes no infinity"
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_a_run_depends_on_itself_alone(kind, teachers):
     """The same splitter object twice: what it kept of the first run is forgotten, and the second one is the same."""
