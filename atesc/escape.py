@@ -102,6 +102,7 @@ class CalibratedKD(PlainKD):
     EMPTY: ClassVar[float] = 0.02  # a group with at most this share of the images
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
+        self.splitter.start()
         self.threshold = torch.tensor(float("inf"), device=images.device)  # until an image has been seen, all are fragile
         self.fragile_share = torch.ones((), device=images.device)
 

@@ -34,6 +34,9 @@ class Splitter:
 
     adapts = False  # whether the cut follows what is typical for the teacher, so that no robust image means: none stands out
 
+    def start(self) -> None:
+        "Forget all images so far, before a run; most splitters keep none."
+
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Scores [N] from a frozen teacher's `logits` [N, K] on `images`; if their graph is alive, it is used, and kept."
         raise NotImplementedError

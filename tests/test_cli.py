@@ -13,6 +13,7 @@ import pytest
 
 from atesc.cli import experiments, list_all, main, run_all
 from atesc.core import append_records, load_records
+from atesc.criteria import CRITERIA
 from atesc.presets import PRESETS
 from atesc.tasks import TASKS
 
@@ -46,6 +47,9 @@ FIGURES = {
     "recipe": ["line_up", "trade_off"],
     "failures": ["curves"],
     "privacy": ["leakage"],
+    "synthetic_shift": ["shift-dfq", "classes"],
+    "split_content": ["groups", "auroc"],
+    "split_criteria": ["criteria"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
     "ckd_only": ["trade_off", "curves"],
     "forgetting": ["trade_off"],
@@ -59,9 +63,11 @@ QUICK = {
     "privacy": ["-p", "seeds", 1, "-p", "shadows", 4],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
     **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 2]),
+    "synthetic_shift": ["-p", "seeds", 1],
+    **dict.fromkeys(("split_content", "split_criteria"), ["-p", "seeds", 1, "-p", "iterations", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
 }
-KINDS = {"open_set": "open-set", "backdoor": "backdoor"}
+KINDS = {"open_set": ["open-set"], "backdoor": ["backdoor"], "split_criteria": ["close-set", "open-set"]}
 
 
 def without_clock(record):
@@ -77,7 +83,7 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
     for record in records(tmp_path):
         assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
         assert record["experiment"] == experiment and record["seed"] == 3
-        assert TASKS[record["task"]] == KINDS.get(experiment, "close-set") and record["task"].startswith("debug")
+        assert TASKS[record["task"]] in KINDS.get(experiment, ["close-set"]) and record["task"].startswith("debug")
 
 
 def test_run_all_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
@@ -165,6 +171,16 @@ def test_the_privacy_analysis_goes_on_where_it_stopped(tmp_path):
     assert len(list((tmp_path / "shadows").iterdir())) == 4
 
 
+def test_settings_are_chosen_on_another_task_than_the_one_that_counts(tmp_path):
+    code, out, err = atesc("run", "split_criteria", "--preset", "debug", "--out", tmp_path, "-p", "seeds", 1, "-p", "iterations", 2)
+    assert code == 0, err
+    tried, counted = ([r for r in records(tmp_path) if r["task"] == task] for task in ("debug->debug_open", "debug->debug_ood"))
+    splitters = [[r["config"]["objective"]["splitter"] for r in some if r["method"] == "ckd"] for some in (tried, counted)]
+    assert len(splitters[0]) == 21 and {splitter["type"]: splitter for splitter in splitters[1]}.keys() == set(CRITERIA)
+    assert all(splitter in splitters[0] or splitter["other"] in splitters[0] for splitter in splitters[1])
+    assert [r["teacher"] for r in counted if "scores" in r] == ["sl", "ntl"]
+
+
 def test_progress_on_a_terminal_and_silence_without(tmp_path):
     args = ["run", "ood_trap", "--preset", "debug", "-p", "iterations", "2", "--out"]
     assert atesc(*args, tmp_path / "quiet")[2] == "", "without a terminal nothing is written to stderr"
@@ -207,6 +223,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
         (["run", "ood_trap", "-p", "iterations", "3.5"], "parameter iterations takes int, got '3.5'"),
         (["run", "ood_trap", "-p", "iterations", "0"], "iterations must be at least 1, got 0"),
         (["run", "ood_trap", "-p", "device", "gpu"], "unknown device 'gpu'"),
+        (["run", "split_criteria", "--preset", "debug", "-p", "task", "debug->debug_open"], "development must be another task than the one that counts"),
         (["run", "ood_trap", "--out", "/dev/null/x"], "out '/dev/null/x' cannot be written to"),
         (["run", "ood_trap", "--sed", "1"], "unrecognized arguments: --sed 1"),
         (["run"], "the following arguments are required: experiment"),
