@@ -62,7 +62,7 @@ QUICK = {
     "failures": ["-p", "seeds", 1, "-p", "iterations", 6],
     "privacy": ["-p", "seeds", 1, "-p", "shadows", 4],
     "recipe": ["-p", "seeds", 1, "-p", "task", "debug->debug_ood", "-p", "iterations", 3, "-p", "rounds", 2],
-    **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 2]),
+    **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), ["-p", "seeds", 1]),
     "synthetic_shift": ["-p", "seeds", 1],
     **dict.fromkeys(("split_content", "split_criteria"), ["-p", "seeds", 1, "-p", "iterations", 2]),
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["-p", "seeds", 1, "-p", "baselines", "dfq nayer", "-p", "students", "ntl-plain ntl-atesc"]),
