@@ -60,7 +60,7 @@ study: $(READY) ## all tasks, baselines and students, in hours; goes on where it
 	done
 
 recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or two; goes on where it stopped
-	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe -p seeds 1
+	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe
 	mkdir -p results/recipe
 	cp runs/results/recipe/records.jsonl results/recipe/
 	cp runs/results/recipe/figures/*.png nbs/images/
