@@ -5,7 +5,9 @@ STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist close_
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup reproduce test lab results study recipe notebooks clean
+ANALYSES := synthetic_shift split_content split_criteria failures privacy
+VARIANTS := ckd_only forgetting overhead generators
+.PHONY: help setup reproduce test testbrowser lab results study recipe analyses notebooks clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +27,9 @@ reproduce: $(READY) ## the main job: table, figures and records under runs/ood_t
 test: $(READY) ## all notebooks, then all tests (export drift among them)
 	$(BIN)/nbdev_test --n_workers 2 --path nbs
 	$(BIN)/python -m pytest
+
+testbrowser: $(READY) ## the page explore in a real browser; wants chromium
+	$(BIN)/python tests/browser/explore.py
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -65,6 +70,18 @@ recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or
 	cp runs/results/recipe/records.jsonl results/recipe/
 	cp runs/results/recipe/figures/*.png nbs/images/
 	$(BIN)/python tests/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
+
+# Analyses of variants take over students that another one has distilled.
+analyses: $(READY) ## one notebook a claim, in an hour or two; goes on where it stopped
+	set -e; for name in $(ANALYSES); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits; done
+	set -e; for name in $(VARIANTS); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits -p shared runs/results; done
+	set -e; for name in $(ANALYSES) $(VARIANTS); do \
+	  mkdir -p results/$$name/digits; \
+	  cp runs/results/$$name/digits/records.jsonl results/$$name/digits/; \
+	  $(BIN)/python tests/keep_outputs.py runs/results/$$name/digits/$$name.ipynb nbs/experiments/$$name.ipynb; \
+	done
+	$(BIN)/atesc run report --preset digits --out runs/results/report
+	$(BIN)/python tests/keep_outputs.py runs/results/report/report.ipynb nbs/experiments/report.ipynb
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export
