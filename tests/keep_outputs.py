@@ -1,8 +1,9 @@
 """keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
 
-Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal.
+Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
 """
 import sys
+from pathlib import Path
 
 import nbformat
 
@@ -18,6 +19,9 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
             old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
+            for out in old.outputs:
+                if "text" in out:
+                    out.text = out.text.replace(str(Path(executed_path).resolve().parent), "OUT")
     source.metadata.pop("widgets", None)
     nbformat.write(source, source_path)
 
