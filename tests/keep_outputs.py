@@ -16,12 +16,13 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
     done = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in done] != [cell.source for cell in source.cells]:
         sys.exit(f"{executed_path} was made from another version of {source_path}: run it again")
+    folder = str(Path(executed_path).resolve().parent)
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
             old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
             for out in old.outputs:
                 if "text" in out:
-                    out.text = out.text.replace(str(Path(executed_path).resolve().parent), "OUT")
+                    out.text = out.text.replace(folder, "OUT")
     source.metadata.pop("widgets", None)
     nbformat.write(source, source_path)
 
