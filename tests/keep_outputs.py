@@ -1,8 +1,9 @@
 """keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
 
-Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal.
+Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
 """
 import sys
+from pathlib import Path
 
 import nbformat
 
@@ -15,9 +16,13 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
     done = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in done] != [cell.source for cell in source.cells]:
         sys.exit(f"{executed_path} was made from another version of {source_path}: run it again")
+    folder = str(Path(executed_path).resolve().parent)
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
             old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
+            for out in old.outputs:
+                if "text" in out:
+                    out.text = out.text.replace(folder, "OUT")
     source.metadata.pop("widgets", None)
     nbformat.write(source, source_path)
 
