@@ -50,13 +50,13 @@ def vital_signs(
 ) -> dict[str, float]:  # largest and its class, excess, smallest and its class (rarest), unlike, agreement; NaN where no images tell
     "Numbers on the health of a run, from what it has anyway."
     share = pool.logits.argmax(1).bincount(minlength=pool.logits.shape[1]) / len(pool)
-    own = new.only(~new.decoy).images[:128].flatten(1)
+    own = new.only(~new.decoy).images[:128].flatten(1).float()
     nearest = torch.cdist(own, own).fill_diagonal_(float("inf")).amin(1)
     contrast = (own - own.mean(1, keepdim=True)).norm(dim=1).median().clamp(min=1e-6)
     some = pool.only(slice(None, None, max(1, len(pool) // 256)))
     kept = objective.kept(some)
     with frozen(student):
-        hits = (student(some.images).argmax(1) == some.logits.argmax(1))[kept].float()
+        hits = (student(some.images.float()).argmax(1) == some.logits.argmax(1))[kept].float()
     agreement = hits.mean().item() if len(hits) > len(some) / 50 else float("nan")  # of a handful of images nothing can be said
     largest, even = share.max().item(), 1 / len(share)
     return {

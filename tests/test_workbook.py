@@ -100,8 +100,9 @@ def test_the_readme_quotes_the_study():
 def test_committed_records_are_of_one_configuration(file):
     """A student is on record once: no older run of other settings is mixed in."""
     records = load_records(file)
+    apart = ("task", "teacher", "baseline", "method", "seed", "measure", "unit", "variant", "case")
     splits = [json.dumps(r["config"]["objective"]) if r["experiment"].startswith("split_") else None for r in records]  # many students of one method
-    what = [(r["task"], r["teacher"], r["baseline"], r["method"], r["seed"], r.get("measure"), r.get("unit"), s) for r, s in zip(records, splits)]
+    what = [(*map(r.get, apart), split) for r, split in zip(records, splits)]
     assert records and (file.parent.name == "bench" or len(set(what)) == len(what))
     assert all(r["commit"] and not r["commit"].endswith("+") for r in records), "made from committed code"
 
