@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STYLE', 'short', 'subject', 'caption', 'draw_curve', 'plot_curves', 'plot_grid', 'plot_images',
-           'plot_classes', 'plot_radius', 'plot_trade_off', 'save_figure']
+           'plot_classes', 'plot_radius', 'close_by', 'plot_trade_off', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #c003
 import re
@@ -32,8 +32,8 @@ STYLE = {  # one style for all figures; readable in grey
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": plt.cycler(color=["#000000", "#b2182b", "#2166ac", "#4d9221"], linestyle=["--", "-", "-", "-"])
-    + plt.cycler(marker=["o", "s", "^", "D"]),
+    "axes.prop_cycle": plt.cycler(color=["#000000", "#b2182b", "#2166ac", "#4d9221", "#777777", "#762a83"], linestyle=["--", "-", "-", "-", ":", "-."])
+    + plt.cycler(marker=["o", "s", "^", "D", "v", "P"]),
     "font.size": 9,
 }
 
@@ -172,6 +172,22 @@ def plot_radius(records: Sequence[Record]) -> Figure:
     return figure
 
 # %% ../nbs/17_report.ipynb #n001
+def close_by(
+    points: dict[int, tuple[float, float]],  # number -> x, y
+    width: float,  # in x
+    height: float,  # in y
+) -> list[tuple[tuple[float, float], list[int]]]:  # (x, y) of the first one, numbers
+    "Points whose labels would cover each other share one."
+    found: list[tuple[tuple[float, float], list[int]]] = []
+    for number, (x, y) in points.items():
+        near = next((numbers for (its_x, its_y), numbers in found if abs(x - its_x) < width and abs(y - its_y) < height), None)
+        if near is None:
+            found.append(((x, y), [number]))
+        else:
+            near.append(number)
+    return found
+
+
 def plot_trade_off(
     groups: dict[str, Sequence[Record]],  # name of a variant -> its records, a seed each; of one task
     title: str = "",  # what is compared
@@ -181,14 +197,18 @@ def plot_trade_off(
     first, last = measures(every)[0], measures(every)[-1]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.5, 4))
+        points: dict[int, tuple[float, float]] = {}
         for number, (name, group) in enumerate(groups.items()):
             if not group:
                 continue
             (x, dx), (y, dy) = ((mean(values), stdev(values) if len(values) > 1 else 0) for values in ([r[m] for r in group] for m in (last, first)))
             axis.errorbar(x, y, dy, dx, fmt="o^sDvP"[number % 6], color=str(0.7 * number / max(1, len(groups) - 1)), label=f"{number + 1} {name}", linewidth=0.6)
-            axis.annotate(str(number + 1), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            points[number + 1] = x, y
         axis.set(xlabel=COLUMNS[last], ylabel=COLUMNS[first], xlim=(-3, 103))
-        figure.legend(loc="outside right upper", fontsize=8)
+        axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+        for at, numbers in close_by(points, 3.0, 0.03 * (axis.get_ylim()[1] - axis.get_ylim()[0])):
+            axis.annotate(" ".join(map(str, numbers)), at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        figure.legend(loc="outside right center", fontsize=8)
         figure.suptitle(" · ".join(part for part in (title, caption(every)) if part), fontsize=8)
     return figure
 
