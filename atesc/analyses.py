@@ -225,7 +225,7 @@ def plot_failures(
         for panel in panels[-1]:
             panel.set_xlabel("iteration")
             if panel.get_lines():
-                panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+                panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.27))
         for panel in panels[:, 0]:
             panel.set_ylabel("IAcc %")
         figure.suptitle(f"{subject(records)} · DFQ · n = {sum(records[0]['radius']['id'])} ID test images · x: first right warning of a run")

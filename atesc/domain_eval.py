@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'DOMAIN_CLASSIFIER', 'SHIFTS', 'evenly', 'domain_task', 'domain_classifier', 'frechet_distance',
-           'features_of', 'Yardstick', 'top_share', 'nearness', 'shift_table', 'shifts', 'plot_shift']
+           'features_of', 'Yardstick', 'top_share', 'nearness', 'shift_table', 'shifts', 'plot_shift', 'real_table',
+           'plot_shift_classes', 'shift_finding']
 
 # %% ../nbs/20_domain_eval.ipynb #c003
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from .core import check_range
@@ -23,7 +25,7 @@ from .domains import Domain, ImageSet
 from .metrics import accuracy, predict
 from .networks import build_network, frozen, observe
 from .presets import METHODS
-from .report import STYLE, short
+from .report import STYLE, short, subject
 from .tables import GAP, TEACHERS, Record, mean_std, select, students
 from .tasks import Task, load_task
 from .teacher import TeacherConfig, train_sl
@@ -214,3 +216,53 @@ def plot_shift(
         what = f"{short(records[0]['task'])} · {records[0]['baseline'].upper()}"
         figure.suptitle(f"{what} · seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))} · n = {n} images at each point")
     return figure
+
+# %% ../nbs/20_domain_eval.ipynb #n002
+def real_table(
+    records: Sequence[Record],  # of synthetic_shift, one task
+) -> pd.DataFrame:  # a row for ID and one for OOD
+    "The measures on real test images, mean ± std over seeds: how far they can tell."
+    real, near = {record["seed"]: record["shift"]["real"] for record in records}.values(), "distance to ID / both, %"
+    return pd.DataFrame([
+        {
+            "real test images": title, "looks OOD, %": mean_std(its[side]["ood"] for its in real), near: mean_std(SHIFTS[near](its[side]) for its in real),
+            "distance to ID": mean_std((its[side]["to_id"] for its in real), 2), "distance to OOD": mean_std((its[side]["to_ood"] for its in real), 2), "seeds": len(real),
+        }
+        for side, title in (("id", "ID"), ("ood", "OOD"))
+    ])  # fmt: skip
+
+
+def plot_shift_classes(
+    records: Sequence[Record],  # of synthetic_shift, one task and baseline
+) -> Figure:
+    "Figure: share of images a class at the last point, ranked, a panel a student; dark: those that look OOD; means over seeds."
+    panels, n = students(records), sum(records[0]["shift"]["points"][-1]["classes"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(8, 2.6), sharey=True, squeeze=False)
+        for axis, (teacher, method) in zip(axes[0], panels):
+            last = [record["shift"]["points"][-1] for record in select(records, teacher=teacher, method=method)]
+            ranked = [sorted(zip(point["classes"], point["ood_classes"]), reverse=True) for point in last]
+            for part, colour, label in ((0, "#cccccc", "all"), (1, "#333333", "look OOD")):
+                share = [100 * mean(classes[k][part] / n for classes in ranked) for k in range(len(ranked[0]) if ranked else 0)]
+                axis.bar(range(1, len(share) + 1), share, color=colour, label=label)
+            axis.set_title(f"{TEACHERS[teacher]} teacher, {METHODS[method]}", fontsize=9)
+            axis.set(xlabel="class, ranked by its share")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0, 0].set_ylabel("images, %")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
+        figure.suptitle(f"{subject(records)} · {records[0]['baseline'].upper()} · n = {n} synthetic images a seed, last iteration", fontsize=9)
+    return figure
+
+
+def shift_finding(
+    records: Sequence[Record],  # of synthetic_shift, one task
+) -> str:  # a sentence for each baseline and method
+    "How much more each measure is against the NTL teacher than in the control, seed by seed, over the second half of the curve."
+    lines = []
+    for method in METHODS:
+        for baseline in dict.fromkeys(record["baseline"] for record in records):
+            found = {title: [value for key, value in shifts(records, title, method).items() if key[1] == baseline] for title in SHIFTS}
+            parts = [f"{title}: {mean_std(its)} points, higher in {sum(value > 0 for value in its)} of {len(its)} seeds" for title, its in found.items() if its]
+            if parts:
+                lines.append(f"{baseline.upper()}, NTL teacher with {METHODS[method]} minus SL control: {'; '.join(parts)}.")
+    return "\n".join(lines)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STYLE', 'short', 'subject', 'caption', 'draw_curve', 'plot_curves', 'plot_grid', 'plot_images',
-           'plot_classes', 'plot_radius', 'close_by', 'plot_trade_off', 'save_figure']
+           'plot_classes', 'plot_radius', 'close_by', 'plot_trade_off', 'plot_ideas', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #c003
 import re
@@ -210,6 +210,40 @@ def plot_trade_off(
             axis.annotate(" ".join(map(str, numbers)), at, xytext=(5, 4), textcoords="offset points", fontsize=8)
         figure.legend(loc="outside right center", fontsize=8)
         figure.suptitle(" · ".join(part for part in (title, caption(every)) if part), fontsize=8)
+    return figure
+
+# %% ../nbs/17_report.ipynb #n002
+def plot_ideas(
+    records: Sequence[Record],  # of recipe
+    task: str,  # the one that is shown
+    ideas: Sequence[str],  # numbered in this order
+    baselines: Sequence[str] = BASELINES,  # the panels
+    lowest: float = 80,  # the IAcc at which panels end
+) -> Figure:
+    "Figure: IAcc against OOD knowledge, a number an idea; the star is ATEsc."
+    mine, numbers = select(records, task=task, teacher="ntl"), sorted({record["seed"] for record in records})
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(baselines), figsize=(3.6 * len(baselines), 4.6), squeeze=False, sharey=True)
+        for panel, baseline in zip(panels[0], baselines):
+            points, low = {}, set()
+            for number, idea in enumerate(ideas):
+                if found := select(mine, baseline=baseline, method=idea):
+                    x, y = (mean(record[field] for record in found) for field in ("ood", "iacc"))
+                    points[number] = x, max(y, lowest)
+                    low |= {number} if y < lowest else set()
+                    star = idea == "ATEsc"
+                    panel.plot(*points[number], "*" if star else "o", color="black" if star else "#888888", markersize=9 if star else 4)
+            panel.set(title=f"{short(task)}, {baseline.upper()}", xlabel="OOD knowledge %", ylim=(lowest - 0.5, 100.5))
+            panel.set_xscale("symlog", linthresh=10)
+            panel.set_xticks([0, 5, 10, 20, 50, 100], ["0", "5", "10", "20", "50", "100"])
+            panel.minorticks_off()
+            for at, several in close_by(points, 0.6, 0.5):
+                panel.annotate(" ".join(f"{k}{' ↓' if k in low else ''}" for k in several), at, fontsize=7, xytext=(3, 3), textcoords="offset points")
+        panels[0, 0].set_ylabel("IAcc %")
+        named = [f"{number} {idea}" for number, idea in enumerate(ideas)]
+        per_line = -(-len(named) // 4)
+        below = "\n".join(", ".join(named[i : i + per_line]) for i in range(0, len(named), per_line))
+        figure.supxlabel(f"{below}\nseed{'s' if len(numbers) > 1 else ''} {' '.join(map(str, numbers))}", fontsize=7)
     return figure
 
 # %% ../nbs/17_report.ipynb #c025

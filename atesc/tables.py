@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Record', 'TEACHERS', 'COLUMNS', 'MEASURES', 'ROWS', 'GAP', 'mean_std', 'students', 'committed', 'select', 'measures',
-           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding', 'area', 'variants_table']
+           'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding', 'area', 'variants_table',
+           'ideas_table']
 
 # %% ../nbs/16_tables.ipynb #c003
 from collections.abc import Iterable, Sequence
@@ -183,3 +184,25 @@ def variants_table(
         cells = {COLUMNS[measure]: mean_std(record[measure] for record in group) for measure in names}
         rows.append({"variant": name, **cells, "area of IAcc %": mean_std(map(area, group)), "seconds": mean_std(r["seconds"] for r in group), "seeds": len(group)})
     return pd.DataFrame(rows).set_index("variant")
+
+# %% ../nbs/16_tables.ipynb #n002
+def ideas_table(
+    records: Sequence[Record],  # of recipe
+    study: Sequence[Record],  # with plain KD and the control of the same tasks; seeds that the ideas lack do not count
+    tasks: Sequence[str],  # the tasks that have rows
+    ideas: Sequence[str],  # the rows of a task, after plain KD and the control
+    baselines: Sequence[str] = BASELINES,  # the baselines that have columns
+) -> pd.DataFrame:  # rows (task, variant), columns (baseline, measure)
+    "IAcc, OAcc, mean of IAcc over the curve and OOD knowledge, mean ± std over seeds, gaps included."
+    seeds = {record["seed"] for record in records}
+    known = [{**r, "ood": r[MEASURES[r["kind"]][-1]], "iacc_mean": area(r)} for r in study if r["seed"] in seeds and r["method"] == "plain"]
+    rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for task in tasks:
+        lines = {"control (SL teacher)": select(known, task=task, teacher="sl"), "plain KD": select(known, task=task, teacher="ntl")}
+        lines |= {idea: select(records, task=task, method=idea, teacher="ntl") for idea in ideas}
+        for title, every in lines.items():
+            for baseline in baselines:
+                mine = select(every, baseline=baseline)
+                cells = {name: mean_std(r[field] for r in mine) for name, field in (("IAcc", "iacc"), ("OAcc", "oacc"), ("area", "iacc_mean"), ("OOD", "ood"))}
+                rows.setdefault((task, title), {}).update({(baseline, name): cell for name, cell in {**cells, "n": str(len(mine) or GAP)}.items()})
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["task", "variant"])

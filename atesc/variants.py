@@ -9,7 +9,7 @@ __all__ = ['CONTROL', 'PLAIN', 'CALIBRATED', 'ESCAPE', 'Groups', 'GENERATORS', '
 
 # %% ../nbs/26_variants.ipynb #c003
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .report import STYLE, caption, draw_curve, subject
+from .report import STYLE, caption, draw_curve
 from .tables import COLUMNS, Record, mean_std, measures, select
 
 # %% ../nbs/26_variants.ipynb #c006
