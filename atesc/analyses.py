@@ -20,7 +20,7 @@ from .core import as_config
 from .criteria import PANELS, aurocs
 from .report import STYLE, caption, draw_curve, subject
 from .splitter import PGDSplitter, RadiusSplitter
-from .tables import COLUMNS, GAP, TEACHERS, Record, mean_std, measures, select
+from .tables import COLUMNS, GAP, TEACHERS, Record, clear, mean_std, measures, select
 
 # %% ../nbs/24_analyses.ipynb #c006
 CONTENT = {  # student -> teacher, type of its objective
@@ -137,6 +137,13 @@ def content_finding(
         f"The student of robust images has a lower IAcc than that of fragile ones in {sum(b[iacc] < a[iacc] for a, b in pairs)} of {len(pairs)} seeds, "
         f"more OOD knowledge ({COLUMNS[ood]}) in {sum(b[ood] > a[ood] for a, b in pairs)}, equal in {sum(b[ood] == a[ood] for a, b in pairs)}."
     )
+    above = {group: [auroc - 0.5 for auroc in aurocs(records, as_config(RadiusSplitter()), "ntl", group)] for group in ("real", "synthetic")}
+    claims = {
+        "fragile images carry more ID knowledge": [a[iacc] - b[iacc] for a, b in pairs], "robust images carry more OOD knowledge": [b[ood] - a[ood] for a, b in pairs],
+        **{f"OOD images have a larger radius to an NTL teacher, {group} images": its for group, its in above.items()},
+    }  # fmt: skip
+    told = "; ".join(f"{claim}: {'holds' if clear(its) else 'does not hold'}" for claim, its in claims.items())
+    lines.append(f"The claims, by whether a mean is above its standard deviation over seeds: {told}.")
     for teacher, group in ((teacher, group) for teacher in TEACHERS for group in ("real", "synthetic")):
         means = {attack: mean(values) for attack, of in ATTACKS.items() if (values := aurocs(records, as_config(of), teacher, group))}
         if means:

@@ -82,7 +82,8 @@ def costs_finding(
     (better, known), (later, still) = gains(ESCAPE), gains(LONGER)
     return (
         f"For {times[ESCAPE]:.2f} times plain KD's teacher passes, ATEsc changes IAcc by {better:+.1f} points and {ood} by {known:+.1f}; "
-        f"plain KD with {times[LONGER]:.2f} times its own passes by {later:+.1f} and {still:+.1f}."
+        f"plain KD with {times[LONGER]:.2f} times its own passes by {later:+.1f} and {still:+.1f}: "
+        f"time alone {'buys' if later >= better and still <= known else 'does not buy'} the escape here."
     )
 
 # %% ../nbs/27_costs.ipynb #c009

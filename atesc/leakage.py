@@ -158,4 +158,7 @@ def leakage_finding(
     if free and compared:
         most = max(free, key=free.get)
         lines.append(f"Without data, the student that tells most has an AUROC of {free[most]:.1f} ({most}), against {' and '.join(compared)}.")
+        bound = chance / sqrt(len(audited[most]))
+        kept, half = free[most] <= 50 + 1.645 * bound, "SL teacher" in leaks and free[most] - 50 < (leaks["SL teacher"] - 50) / 2
+        lines.append(f"That distillation without data keeps the secret, {'holds' if kept else 'holds in part, less than half of the excess over a coin is left,' if half else 'does not hold'} here.")
     return "\n".join(lines)

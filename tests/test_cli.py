@@ -48,7 +48,7 @@ FIGURES = {
     "recipe": ["line_up", "trade_off"],
     "failures": ["curves"],
     "privacy": ["leakage"],
-    "synthetic_shift": ["shift-dfq", "classes"],
+    "synthetic_shift": ["shift-dfq", "classes-dfq"],
     "split_content": ["groups", "auroc"],
     "split_criteria": ["criteria"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
