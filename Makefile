@@ -7,10 +7,10 @@ READY := .venv/.ready
 
 ANALYSES := synthetic_shift split_content split_criteria failures privacy
 VARIANTS := ckd_only forgetting overhead generators
-.PHONY: help setup reproduce test testbrowser lab results study recipe analyses notebooks clean
+.PHONY: help setup reproduce test test-browser lab results study recipe analyses notebooks clean
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install into .venv, again only when the requirements change
 
@@ -28,7 +28,7 @@ test: $(READY) ## all notebooks, then all tests (export drift among them)
 	$(BIN)/nbdev_test --n_workers 2 --path nbs
 	$(BIN)/python -m pytest
 
-testbrowser: $(READY) ## the page explore in a real browser; wants chromium
+test-browser: $(READY) ## the page explore in a real browser; wants chromium
 	$(BIN)/python tests/browser/explore.py
 
 lab: $(READY) ## open the notebooks

@@ -99,7 +99,8 @@ class CalibratedKD(PlainKD):
     splitter: Splitter = RadiusSplitter()  # fragile = ID-like
 
     name: ClassVar[str] = "ckd"
-    EMPTY: ClassVar[float] = 0.02  # a group with at most this share of the images
+    FEW: ClassVar[float] = 0.1  # share of fragile images that is too small to learn from
+    MOST: ClassVar[float] = 0.98  # and one that leaves no other group
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         self.splitter.start()
@@ -124,9 +125,9 @@ class CalibratedKD(PlainKD):
 
     def doubts(self) -> dict[str, str]:
         share, groups = self.fragile_share.item(), f"cannot tell fragile from robust images: {self.fragile_share.item():.1%} of the pool are fragile"
-        if share <= self.EMPTY:
-            return {"split": f"{type(self.splitter).__name__} {groups}, and the student is left without images; attack harder (a larger eps), or use RadiusSplitter"}
-        if share >= 1 - self.EMPTY and not self.splitter.adapts:
+        if share <= self.FEW:
+            return {"split": f"{type(self.splitter).__name__} {groups}, and the student is left with few images or none; attack harder (a larger eps), or use RadiusSplitter"}
+        if share >= self.MOST and not self.splitter.adapts:
             return {"split": f"{type(self.splitter).__name__} {groups}, so that this is plain KD; attack less (a smaller eps), or use RadiusSplitter"}
         return {}
 
