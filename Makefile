@@ -72,7 +72,7 @@ recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or
 	$(BIN)/python tests/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
 
 # Analyses of variants take over students that another one has distilled.
-analyses: $(READY) ## one notebook a claim, in an hour or two; goes on where it stopped
+analyses: $(READY) ## one notebook a claim, in about three hours; goes on where it stopped
 	set -e; for name in $(ANALYSES); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits; done
 	set -e; for name in $(VARIANTS); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits -p shared runs/results; done
 	set -e; for name in $(ANALYSES) $(VARIANTS); do \
