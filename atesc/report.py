@@ -212,7 +212,7 @@ def plot_trade_off(
         figure.suptitle(" · ".join(part for part in (title, caption(every)) if part), fontsize=8)
     return figure
 
-# %% ../nbs/17_report.ipynb #n002
+# %% ../nbs/17_report.ipynb #96c7c8b5
 def plot_ideas(
     records: Sequence[Record],  # of recipe
     task: str,  # the one that is shown
