@@ -115,7 +115,8 @@ def check(tab: Tab, url: str, screenshot: Path, seconds: float) -> None:
     """Open the notebook, run it, move every kind of control."""
     tab.call("Page.navigate", url=url)
     tab.wait("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-CodeCell')")
-    tab.ask("jupyterapp.restored.then(() => jupyterapp.commands.execute('notebook:run-all-cells')).then(() => true)")
+    tab.wait("""!!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')""")  # before, a run may wait forever
+    tab.ask("void jupyterapp.commands.execute('notebook:run-all-cells')")
     picture, took = tab.wait(PICTURE), []
     tab.ask("document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
 
