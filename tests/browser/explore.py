@@ -114,8 +114,8 @@ def patiently(what):
 def check(tab: Tab, url: str, screenshot: Path, seconds: float) -> None:
     """Open the notebook, run it, move every kind of control."""
     tab.call("Page.navigate", url=url)
-    tab.wait("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-CodeCell')")
-    tab.wait("""!!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')""")  # before, a run may wait forever
+    time.sleep(10)  # a question to a page that is being replaced is never answered
+    tab.wait("""!!window.jupyterapp && !!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')""")
     tab.ask("void jupyterapp.commands.execute('notebook:run-all-cells')")
     picture, took = tab.wait(PICTURE), []
     tab.ask("document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
