@@ -47,7 +47,7 @@ FIGURES = {
     "recipe": ["line_up", "trade_off"],
     "failures": ["curves"],
     "privacy": ["leakage"],
-    "synthetic_shift": ["shift-dfq", "classes"],
+    "synthetic_shift": ["shift-dfq", "classes-dfq"],
     "split_content": ["groups", "auroc"],
     "split_criteria": ["criteria"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
@@ -169,6 +169,37 @@ def test_the_privacy_analysis_goes_on_where_it_stopped(tmp_path):
         assert len(attacks) == (0 if record["method"] == "test images" else 2) and all(0 <= a["auroc"] <= 100 and a["curve"][-1] == 100 for a in attacks)
         assert ("pixels" in record and "features" in record) == (record["method"] in ("atesc", "test images"))
     assert len(list((tmp_path / "shadows").iterdir())) == 4
+
+
+REPORTED = {  # experiment -> figures of the report
+    "ood_trap": ["main_curves", "main_classes", "main_radius"], "synthetic_shift": ["shift", "shift_classes"], "split_content": ["content", "auroc"],
+    "split_criteria": ["criteria"], "close_set": ["close_set"], "open_set": ["open_set"], "backdoor": ["backdoor"], "ckd_only": ["ckd_only", "ckd_only_curves"],
+    "forgetting": ["forgetting"], "generators": ["generators", "generators_radius"], "recipe": ["recipe"], "failures": ["failures"], "privacy": ["privacy"],
+    "overhead": ["overhead"], "bench": ["bench_scaling", "bench_profile"],
+}  # fmt: skip
+
+
+def test_the_report_shows_everything_on_record_and_names_the_gaps(tmp_path):
+    assert set(REPORTED) == set(experiments()) - {"report"}
+    code, out, err = atesc("run", "report", "--preset", "digits", "--out", tmp_path)
+    assert code == 0, err
+    page = (tmp_path / "report.html").read_text()
+    known = {name for name in REPORTED if load_records(ROOT / "results" / name)}
+    assert {"ood_trap", "privacy", "failures", "recipe"} <= known
+    gaps = {name for name in REPORTED if f"`atesc run {name} --preset digits` makes them." in page}
+    assert gaps == set(REPORTED) - known
+    for kind in ("png", "pdf"):
+        assert {p.stem for p in (tmp_path / "figures").glob(f"*.{kind}")} == {figure for name in known for figure in REPORTED[name]}
+    assert page.count("<img") == sum(len(REPORTED[name]) for name in known)
+    assert (tmp_path / "report.ipynb").stat().st_size < 600_000
+
+
+def test_the_report_of_no_records_is_all_gaps(tmp_path):
+    (tmp_path / "results").mkdir()
+    code, out, err = atesc("run", "report", "--preset", "debug", "--out", tmp_path / "o", "-p", "results", tmp_path / "results")
+    assert code == 0, err
+    page = (tmp_path / "o/report.html").read_text()
+    assert all(f"`atesc run {name} --preset debug` makes them." in page for name in REPORTED) and "<img" not in page
 
 
 def test_settings_are_chosen_on_another_task_than_the_one_that_counts(tmp_path):
