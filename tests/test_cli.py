@@ -80,7 +80,7 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, tmp_path):
     assert code == 0, err
     assert (tmp_path / f"{experiment}.ipynb").exists()
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(FIGURES[experiment])
-    for record in records(tmp_path):
+    for record in records(tmp_path) if experiment != "report" else []:  # which makes none
         assert {"experiment", "task", "teacher", "baseline", "method", "seed", "config", "versions", "device", "commit"} <= set(record)
         assert record["experiment"] == experiment and record["seed"] == 3
         assert TASKS[record["task"]] in KINDS.get(experiment, ["close-set"]) and record["task"].startswith("debug")
