@@ -61,6 +61,7 @@ def plot_costs(
                 colour = "#b2182b" if name == ESCAPE else "#555555"
                 axis.plot(ratios(groups, name, "images forward"), values, mark, linestyle="none", label=name, color=colour, markerfacecolor=colour if name == ESCAPE else "none")
             axis.set(xlabel="images through the teacher, times plain KD's", ylabel=COLUMNS[measure], ylim=(-3, 103))
+            axis.locator_params(axis="x", nbins=5)
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside lower center")
         n = {part: sum(every[0]["radius"][part]) for part in ("id", "ood")}
         figure.suptitle(f"{subject(every)} · n = {n['id']} ID, {n['ood']} OOD test images; a mark a seed", fontsize=9)

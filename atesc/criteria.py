@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .core import as_config
 from .domain_eval import evenly
 from .networks import frozen
-from .report import STYLE, short
+from .report import STYLE, caption
 from atesc.rivals import (
     CalibratedSplitter, ConfidenceSplitter, EntropySplitter, FeatureSplitter, GradientSplitter, LearningSplitter, RandomSplitter, afresh,
 )  # fmt: skip
@@ -208,7 +208,7 @@ def plot_criteria(
     records: Sequence[Record],  # of one task
 ) -> Figure:
     "Figure: AUROC of every criterion, and IAcc and OOD knowledge of its students; a mark per seed."
-    measures, seeds = ("iacc", MEASURES[records[0]["kind"]][-1]), sorted({record["seed"] for record in records})
+    measures = ("iacc", MEASURES[records[0]["kind"]][-1])
     looks = {panel: (mark, "#333333" if panel[1] == "synthetic" else "none") for panel, mark in zip(PANELS, "osos")}  # filled: synthetic
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(8, 3.6), sharey=True)
@@ -233,8 +233,7 @@ def plot_criteria(
                     axis.axvline(mean(values), color="#333333", linestyle=style, linewidth=1, label=label)
             axis.set(xlim=(-3, 103), xlabel=COLUMNS[measure])
         figure.legend(fontsize=7, ncols=6, loc="outside lower center")
-        numbers = f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
-        figure.suptitle(f"{short(records[0]['task'])} · {numbers} · a mark a seed, lines: means")
+        figure.suptitle(f"{caption(records)}; a mark a seed, lines: means", fontsize=9)
     return figure
 
 

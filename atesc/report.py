@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STYLE', 'short', 'subject', 'caption', 'draw_curve', 'plot_curves', 'plot_grid', 'plot_images',
-           'plot_classes', 'plot_radius', 'close_by', 'plot_trade_off', 'plot_ideas', 'save_figure']
+           'plot_classes', 'plot_radius', 'close_by', 'label_points', 'plot_trade_off', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #c003
 import re
@@ -173,19 +173,29 @@ def plot_radius(records: Sequence[Record]) -> Figure:
 
 # %% ../nbs/17_report.ipynb #n001
 def close_by(
-    points: dict[int, tuple[float, float]],  # number -> x, y
+    points: dict[str, tuple[float, float]],  # label -> x, y
     width: float,  # in x
     height: float,  # in y
-) -> list[tuple[tuple[float, float], list[int]]]:  # (x, y) of the first one, numbers
+) -> list[list[str]]:  # labels, of the first of which the others are closer than that
     "Points whose labels would cover each other share one."
-    found: list[tuple[tuple[float, float], list[int]]] = []
-    for number, (x, y) in points.items():
-        near = next((numbers for (its_x, its_y), numbers in found if abs(x - its_x) < width and abs(y - its_y) < height), None)
-        if near is None:
-            found.append(((x, y), [number]))
+    found: list[list[str]] = []
+    for label, (x, y) in points.items():
+        near = (labels for labels in found if abs(x - points[labels[0]][0]) < width and abs(y - points[labels[0]][1]) < height)
+        if (labels := next(near, None)) is None:
+            found.append([label])
         else:
-            near.append(number)
+            labels.append(label)
     return found
+
+
+def label_points(
+    axis: Axes,  # with its final limits
+    points: dict[str, tuple[float, float]],  # label -> x, y
+) -> None:
+    "Labels beside points; those of points that lie on each other in one line."
+    placed = {label: tuple(axis.transData.transform(at)) for label, at in points.items()}
+    for labels in close_by(placed, 16.0, 9.0):
+        axis.annotate(" ".join(labels), points[labels[0]], xytext=(5, 4), textcoords="offset points", fontsize=7)
 
 
 def plot_trade_off(
@@ -197,53 +207,18 @@ def plot_trade_off(
     first, last = measures(every)[0], measures(every)[-1]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.5, 4))
-        points: dict[int, tuple[float, float]] = {}
+        points: dict[str, tuple[float, float]] = {}
         for number, (name, group) in enumerate(groups.items()):
             if not group:
                 continue
             (x, dx), (y, dy) = ((mean(values), stdev(values) if len(values) > 1 else 0) for values in ([r[m] for r in group] for m in (last, first)))
             axis.errorbar(x, y, dy, dx, fmt="o^sDvP"[number % 6], color=str(0.7 * number / max(1, len(groups) - 1)), label=f"{number + 1} {name}", linewidth=0.6)
-            points[number + 1] = x, y
+            points[str(number + 1)] = x, y
         axis.set(xlabel=COLUMNS[last], ylabel=COLUMNS[first], xlim=(-3, 103))
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))
-        for at, numbers in close_by(points, 3.0, 0.03 * (axis.get_ylim()[1] - axis.get_ylim()[0])):
-            axis.annotate(" ".join(map(str, numbers)), at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        label_points(axis, points)
         figure.legend(loc="outside right center", fontsize=8)
         figure.suptitle(" · ".join(part for part in (title, caption(every)) if part), fontsize=8)
-    return figure
-
-# %% ../nbs/17_report.ipynb #96c7c8b5
-def plot_ideas(
-    records: Sequence[Record],  # of recipe
-    task: str,  # the one that is shown
-    ideas: Sequence[str],  # numbered in this order
-    baselines: Sequence[str] = BASELINES,  # the panels
-    lowest: float = 80,  # the IAcc at which panels end
-) -> Figure:
-    "Figure: IAcc against OOD knowledge, a number an idea; the star is ATEsc."
-    mine, numbers = select(records, task=task, teacher="ntl"), sorted({record["seed"] for record in records})
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(baselines), figsize=(3.6 * len(baselines), 4.6), squeeze=False, sharey=True)
-        for panel, baseline in zip(panels[0], baselines):
-            points, low = {}, set()
-            for number, idea in enumerate(ideas):
-                if found := select(mine, baseline=baseline, method=idea):
-                    x, y = (mean(record[field] for record in found) for field in ("ood", "iacc"))
-                    points[number] = x, max(y, lowest)
-                    low |= {number} if y < lowest else set()
-                    star = idea == "ATEsc"
-                    panel.plot(*points[number], "*" if star else "o", color="black" if star else "#888888", markersize=9 if star else 4)
-            panel.set(title=f"{short(task)}, {baseline.upper()}", xlabel="OOD knowledge %", ylim=(lowest - 0.5, 100.5))
-            panel.set_xscale("symlog", linthresh=10)
-            panel.set_xticks([0, 5, 10, 20, 50, 100], ["0", "5", "10", "20", "50", "100"])
-            panel.minorticks_off()
-            for at, several in close_by(points, 0.6, 0.5):
-                panel.annotate(" ".join(f"{k}{' ↓' if k in low else ''}" for k in several), at, fontsize=7, xytext=(3, 3), textcoords="offset points")
-        panels[0, 0].set_ylabel("IAcc %")
-        named = [f"{number} {idea}" for number, idea in enumerate(ideas)]
-        per_line = -(-len(named) // 4)
-        below = "\n".join(", ".join(named[i : i + per_line]) for i in range(0, len(named), per_line))
-        figure.supxlabel(f"{below}\nseed{'s' if len(numbers) > 1 else ''} {' '.join(map(str, numbers))}", fontsize=7)
     return figure
 
 # %% ../nbs/17_report.ipynb #c025

@@ -193,7 +193,7 @@ def variants_table(
         rows.append({"variant": name, **cells, "area of IAcc %": mean_std(map(area, group)), "seconds": mean_std(r["seconds"] for r in group), "seeds": len(group)})
     return pd.DataFrame(rows).set_index("variant")
 
-# %% ../nbs/16_tables.ipynb #f6957d99
+# %% ../nbs/16_tables.ipynb #n102
 def ideas_table(
     records: Sequence[Record],  # of recipe
     study: Sequence[Record],  # with plain KD and the control of the same tasks; seeds that the ideas lack do not count

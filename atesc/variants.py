@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROL', 'PLAIN', 'CALIBRATED', 'ESCAPE', 'Groups', 'GENERATORS', 'TAUGHT', 'by_variant', 'lacking', 'paired',
            'strictness', 'plot_strictness', 'ckd_finding', 'forgetting_finding', 'generator_groups', 'plot_flips',
-           'largest_class_table', 'plot_generators', 'generators_finding']
+           'largest_class_table', 'plot_generators', 'generators_finding', 'plot_ideas']
 
 # %% ../nbs/26_variants.ipynb #c003
 import re
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .report import STYLE, caption, draw_curve
+from .presets import BASELINES
+from .report import STYLE, caption, draw_curve, label_points, short
 from .tables import COLUMNS, Record, mean_std, measures, select
 
 # %% ../nbs/26_variants.ipynb #c006
@@ -203,3 +204,34 @@ def generators_finding(
             f"(control {iacc[CONTROL]:.1f} and {known[CONTROL]:.1f}; calibrated KD {iacc[CALIBRATED]:.1f} and {known[CALIBRATED]:.1f})."
         )
     return "\n".join(lines)
+
+# %% ../nbs/26_variants.ipynb #c018
+def plot_ideas(
+    records: Sequence[Record],  # of recipe
+    task: str,  # the one that is shown
+    ideas: Sequence[str],  # numbered in this order
+    baselines: Sequence[str] = BASELINES,  # the panels
+    lowest: float = 80,  # the IAcc at which panels end
+) -> Figure:
+    "Figure: IAcc against OOD knowledge, a number an idea; the star is ATEsc."
+    mine, numbers = select(records, task=task, teacher="ntl"), sorted({record["seed"] for record in records})
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(baselines), figsize=(3.6 * len(baselines), 4.6), squeeze=False, sharey=True)
+        for panel, baseline in zip(panels[0], baselines):
+            points = {}
+            for number, idea in enumerate(ideas):
+                if found := select(mine, baseline=baseline, method=idea):
+                    x, y = (mean(record[field] for record in found) for field in ("ood", "iacc"))
+                    points[at := f"{number}{' ↓' * (y < lowest)}"], star = (x, max(y, lowest)), idea == "ATEsc"
+                    panel.plot(*points[at], "*" if star else "o", color="black" if star else "#888888", markersize=9 if star else 4)
+            panel.set(title=f"{short(task)}, {baseline.upper()}", xlabel="OOD knowledge %", ylim=(lowest - 0.5, 100.5))
+            panel.set_xscale("symlog", linthresh=10)
+            panel.set_xticks([0, 5, 10, 20, 50, 100], ["0", "5", "10", "20", "50", "100"])
+            panel.minorticks_off()
+            label_points(panel, points)
+        panels[0, 0].set_ylabel("IAcc %")
+        named = [f"{number} {idea}" for number, idea in enumerate(ideas)]
+        per_line = -(-len(named) // 4)
+        below = "\n".join(", ".join(named[i : i + per_line]) for i in range(0, len(named), per_line))
+        figure.supxlabel(f"{below}\nseed{'s' if len(numbers) > 1 else ''} {' '.join(map(str, numbers))}", fontsize=7)
+    return figure
