@@ -1,6 +1,6 @@
 """keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
 
-Outputs are copied cell by cell, progress widgets and their state left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
+Outputs are copied cell by cell, progress widgets, their state and warnings left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
 """
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
     folder = str(Path(executed_path).resolve().parent)
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
-            old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {})]
+            old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {}) and out.get("name") != "stderr"]
             for out in old.outputs:
                 if "text" in out:
                     out.text = out.text.replace(folder, "OUT")
