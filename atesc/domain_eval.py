@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from .core import check_range
+from .core import check_images, check_range
 from .domains import Domain, ImageSet
 from .metrics import accuracy, predict
 from .networks import build_network, frozen, observe
@@ -89,12 +89,12 @@ def frechet_distance(
 
 @torch.no_grad()
 def features_of(
-    model: nn.Module,  # ends in a linear layer
+    model: nn.Module,  # any classifier that ends in a linear layer; mode is restored
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # [N, F]
     "Features before the last linear layer, in evaluation mode."
     with frozen(model):
-        parts = [observe(model, part).features for part in images.split(512)]
+        parts = [observe(model, part).features for part in check_images(images).split(512)]
     if parts[0] is None:
         raise ValueError("features need a network that ends in a linear layer")
     return torch.cat(parts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FPRS', 'halves', 'part_of', 'scaled_confidence', 'standardised', 'roc', 'attack_report', 'chance_std', 'lira',
-           'Nearest', 'nearest_members', 'features_of', 'RealImages']
+           'Nearest', 'nearest_members', 'RealImages']
 
 # %% ../nbs/22_privacy.ipynb #c003
 import math
@@ -19,7 +19,7 @@ from torch.distributions import Normal
 
 from .core import check_images, check_range, seeded
 from .domains import Domain, ImageSet
-from .networks import frozen, observe
+from .networks import frozen
 from .synthesis import Batch, Judge
 from .tasks import Task
 
@@ -173,20 +173,6 @@ def nearest_members(
         to_members=near,
         to_others=far,
     )
-
-
-@torch.no_grad()
-def features_of(
-    model: nn.Module,  # any classifier that ends in a linear layer; mode is restored
-    images: Tensor,  # [N, C, H, W] in [0,1]
-    batch_size: int = 512,  # images at once
-) -> Tensor:  # [N, F], what the last linear layer is given
-    "Features of images, as a space to measure distances in."
-    with frozen(model):
-        parts = [observe(model, part).features for part in check_images(images).split(batch_size)]
-    if parts[0] is None:
-        raise ValueError("a feature space needs a network that ends in a linear layer")
-    return torch.cat(parts)
 
 # %% ../nbs/22_privacy.ipynb #c023
 class RealImages:

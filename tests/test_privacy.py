@@ -12,11 +12,12 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from atesc.core import ConfigError, seeded
+from atesc.domain_eval import features_of
 from atesc.domains import ImageSet
 from atesc.networks import SmallVGG
 from atesc.presets import PRESETS
 from atesc.privacy import (
-    FPRS, RealImages, attack_report, chance_std, features_of, halves, lira, nearest_members, part_of, roc, scaled_confidence, standardised,
+    FPRS, RealImages, attack_report, chance_std, halves, lira, nearest_members, part_of, roc, scaled_confidence, standardised,
 )  # fmt: skip
 from atesc.tasks import load_task
 from atesc.teacher import TeacherConfig, train_sl
