@@ -202,7 +202,7 @@ def run_experiment(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill.execute_notebook(
         str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # the kernel's own warnings are not about the experiment
+        extra_arguments=["--IPKernelApp.log_level=50"],  # what the kernel says of itself, such as that it was stopped, is not about the experiment
     )
     return executed
 
