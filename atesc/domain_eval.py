@@ -265,7 +265,8 @@ def shift_finding(
             parts = [f"{title}: {mean_std(its)} points, higher in {sum(value > 0 for value in its)} of {len(its)} seeds" for title, its in found.items() if its]
             if parts:
                 lines.append(f"{baseline.upper()}, NTL teacher with {METHODS[method]} minus SL control: {'; '.join(parts)}.")
+            if parts and method == "plain":
                 held = [title for title, its in found.items() if clear(its)]
-                claim = "That an NTL teacher shifts synthetic images more than its SL twin does, holds here by"
-                lines += [f"{claim} {len(held)} of {len(found)} measures (mean above the standard deviation over seeds){': ' if held else ''}{'; '.join(held)}."] if method == "plain" else []
+                claim = f"That an NTL teacher shifts synthetic images more than its SL twin does, holds here by {len(held)} of {len(found)} measures"
+                lines.append(f"{claim} (mean above the standard deviation over seeds){': ' if held else ''}{'; '.join(held)}.")
     return "\n".join(lines)

@@ -141,8 +141,11 @@ def leakage_finding(
 ) -> str:  # a sentence a line
     "Each target's mean against chance, and which data-free student tells most."
 
+    def above(value: float, spread: float) -> bool:
+        return value > 50 + 1.645 * spread
+
     def verdict(title: str, value: float, spread: float) -> str:
-        return f"{title} {value:.1f} ({'above' if value > 50 + 1.645 * spread else 'not above'} chance)"
+        return f"{title} {value:.1f} ({'above' if above(value, spread) else 'not above'} chance)"
 
     audited, placed, lines = targets_in(records, "loss"), targets_in(records, "pixels"), []
     chance = chance_std(records[0]["members"], records[0]["others"])
@@ -158,7 +161,7 @@ def leakage_finding(
     if free and compared:
         most = max(free, key=free.get)
         lines.append(f"Without data, the student that tells most has an AUROC of {free[most]:.1f} ({most}), against {' and '.join(compared)}.")
-        bound = chance / sqrt(len(audited[most]))
-        kept, half = free[most] <= 50 + 1.645 * bound, "SL teacher" in leaks and free[most] - 50 < (leaks["SL teacher"] - 50) / 2
+        kept = not above(free[most], chance / sqrt(len(audited[most])))
+        half = "SL teacher" in leaks and free[most] - 50 < (leaks["SL teacher"] - 50) / 2
         lines.append(f"That distillation without data keeps the secret, {'holds' if kept else 'holds in part, less than half of the excess over a coin is left,' if half else 'does not hold'} here.")
     return "\n".join(lines)

@@ -10,16 +10,17 @@ __all__ = ['CONTROL', 'PLAIN', 'CALIBRATED', 'ESCAPE', 'Groups', 'GENERATORS', '
 # %% ../nbs/26_variants.ipynb #c003
 import re
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .domain_eval import top_share
 from .presets import BASELINES
 from .report import STYLE, caption, draw_curve, label_points, short
-from .tables import COLUMNS, Record, mean_std, measures, select
+from .tables import COLUMNS, Record, clear, mean_std, measures, select
 
 # %% ../nbs/26_variants.ipynb #c006
 CONTROL, PLAIN, CALIBRATED, ESCAPE = "control (SL teacher)", "plain KD", "calibrated KD", "ATEsc"  # names of variants
@@ -88,8 +89,7 @@ def ckd_finding(
     ood = measures(groups[PLAIN])[-1]
     best = max(gains, key=lambda name: mean(gains[name]))
     shown = "; ".join(f"{name} {mean(values):+.1f}" for name, values in gains.items())
-    spread = stdev(gains[best]) if len(gains[best]) > 1 else float("inf")
-    verdict = "improves" if mean(gains[best]) > spread else "does not clearly improve"
+    verdict = "improves" if clear(gains[best]) else "does not clearly improve"
     left = min(mean(record[ood] for record in groups[name]) for name in gains)
     return (
         f"Calibrated KD alone {verdict} IAcc here (points against plain KD, paired by seed: {shown}; the largest mean against its standard deviation over seeds); "
@@ -155,13 +155,10 @@ def largest_class_table(
 ) -> pd.DataFrame:  # one row a generator
     "Share of the class that a generator makes most, by the teacher's answers, and how much of it is fragile, mean ± std over seeds."
 
-    def top(record: Record) -> float:
-        return 100 * max(record["synthetic"]["classes"]) / sum(record["synthetic"]["classes"])
-
     rows = []
     for generator in GENERATORS:
         mine = {student: groups[f"{generator}, {student}"] for student in TAUGHT}
-        cells = {f"largest class %, {student}": mean_std(map(top, mine[student])) for student in TAUGHT}
+        cells = {f"largest class %, {student}": mean_std(top_share(record["synthetic"]) for record in mine[student]) for student in TAUGHT}
         fragile = mean_std(100 * record["curve"][-1]["fragile_share"] for record in mine[CALIBRATED])
         rows.append({"generator": generator, **cells, f"fragile %, {CALIBRATED}": fragile, "seeds": max(map(len, mine.values()))})
     return pd.DataFrame(rows)
