@@ -23,7 +23,9 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 import atesc
-from .core import ConfigError, choose, load_records, pick_device, record_key, writable_dir
+from .core import AtescError, ConfigError, choose, pick_device
+from .files import writable_dir
+from .records import load_records, record_key
 from .presets import PRESETS, Preset, load_preset, presets_table
 from .tasks import KINDS, check_task
 
@@ -260,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:  # exit code: 0 done, 1 the note
             print(run_all(args.preset, args.out, [tuple(pair) for pair in args.p]))
         else:
             print(run_experiment(args.experiment, args.preset, args.seed, args.out, [tuple(pair) for pair in args.p]))
-    except ConfigError as error:
+    except AtescError as error:
         print(f"atesc: {error}", file=sys.stderr)
         return 2
     except PapermillExecutionError as error:

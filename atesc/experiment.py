@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import append_records, as_config, choose, load_records, progress, provenance, record_key, seeded, versions
+from .core import as_config, choose, progress, provenance, seeded, versions
+from .records import append_records, load_records, record_key
 from .distill import Distilled, distill
 from .metrics import evaluator
 from .networks import build_network

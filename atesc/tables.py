@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 import atesc
-from .core import choose, load_records
+from .core import choose
+from .records import load_records
 from .presets import BASELINES, METHODS
 
 # %% ../nbs/16_tables.ipynb #c005

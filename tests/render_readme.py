@@ -4,7 +4,7 @@ from pathlib import Path
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from atesc.core import load_records
+from atesc.records import load_records
 from atesc.presets import PRESETS
 from atesc.report import plot_classes, plot_curves, plot_grid, plot_radius
 from atesc.tables import committed

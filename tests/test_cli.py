@@ -12,7 +12,7 @@ import papermill
 import pytest
 
 from atesc.cli import experiments, list_all, main, run_all
-from atesc.core import append_records, load_records
+from atesc.records import append_records, load_records
 from atesc.criteria import CRITERIA
 from atesc.presets import PRESETS
 from atesc.tasks import TASKS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atesc.core import load_records
+from atesc.records import load_records
 from atesc.distill import DistillConfig, DistillWarning, Watch, distill, vital_signs
 from atesc.escape import ATEsc, CalibratedKD, PlainKD
 from atesc.experiment import plan_grid, run_grid

@@ -7,7 +7,8 @@ import torch
 from test_domains import any_checksum, write_folders, write_stand_in  # noqa: F401, any_checksum is a fixture
 
 from atesc.cmi import CMIConfig
-from atesc.core import ConfigError, load_records
+from atesc.core import ConfigError
+from atesc.records import load_records
 from atesc.decoy import DecoyConfig
 from atesc.distill import DistillConfig
 from atesc.escape import ATEsc

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from render_readme import render
 
-from atesc.core import load_records
+from atesc.records import load_records
 from atesc.presets import PRESETS
 from atesc.tables import committed, summary_table, table
 
