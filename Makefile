@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 ANALYSES := synthetic_shift split_content split_criteria failures privacy
 VARIANTS := ckd_only forgetting overhead generators
-.PHONY: help setup reproduce test test-browser lab results study recipe analyses notebooks clean
+.PHONY: help setup reproduce test test-browser lab results study recipe analyses notebooks licences audit clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -89,6 +89,14 @@ notebooks: $(READY) ## after an edit: export, run the notebooks with their outpu
 	for notebook in nbs/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tests/keep_outputs.py $$notebook $$notebook; done
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/render_readme.py
+
+licences: $(READY) ## DEPENDENCIES.md, from what is installed
+	$(BIN)/python tests/licences.py
+
+audit: $(READY) ## are vulnerabilities known of what is installed? Wants the network
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 clean: ## remove what was installed and made; data/ and results/ stay
 	rm -rf .venv runs build dist *.egg-info

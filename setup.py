@@ -9,6 +9,7 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
+notebooks = cfg["notebooks_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -27,6 +28,6 @@ setup(
     package_dir={"atesc": "atesc", "atesc.experiments": "nbs/experiments"},
     package_data={"atesc.experiments": ["*.ipynb"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"notebooks": notebooks, "dev": [*notebooks, *cfg["dev_requirements"].split()]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

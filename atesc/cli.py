@@ -26,7 +26,8 @@ import atesc
 from .core import AtescError, ConfigError, choose, pick_device
 from .files import writable_dir
 from .records import load_records, record_key
-from .presets import PRESETS, Preset, load_preset, presets_table
+from .presets import PRESETS, Preset, load_preset
+from .tables import presets_table
 from .tasks import KINDS, check_task
 
 # %% ../nbs/18_cli.ipynb #c006

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Record', 'TEACHERS', 'COLUMNS', 'MEASURES', 'ROWS', 'GAP', 'mean_std', 'clear', 'students', 'committed', 'select',
            'measures', 'table', 'grid_table', 'teachers_table', 'summary_table', 'pairs', 'finding', 'area',
-           'variants_table', 'ideas_table']
+           'variants_table', 'ideas_table', 'presets_table']
 
 # %% ../nbs/16_tables.ipynb #c003
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ import pandas as pd
 import atesc
 from .core import choose
 from .records import load_records
-from .presets import BASELINES, METHODS
+from .presets import BASELINES, METHODS, PRESETS
 
 # %% ../nbs/16_tables.ipynb #c005
 Record = dict[str, Any]
@@ -215,3 +215,21 @@ def ideas_table(
                 cells = {name: mean_std(r[field] for r in mine) for name, field in (("IAcc", "iacc"), ("OAcc", "oacc"), ("area", "iacc_mean"), ("OOD", "ood"))}
                 rows.setdefault((task, title), {}).update({(baseline, name): cell for name, cell in {**cells, "n": str(len(mine) or GAP)}.items()})
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["task", "variant"])
+
+# %% ../nbs/16_tables.ipynb #p002
+def presets_table() -> pd.DataFrame:
+    "One row a preset: what `atesc list --presets` prints."
+    rows = [
+        {
+            "preset": name,
+            "about": p.about,
+            "main task": p.task,
+            "tasks": len(p.tasks),
+            "pixels": f"{p.size} x {p.size}",
+            "teacher -> student": f"{p.teacher_network} -> {p.student_network}",
+            "hardware": p.hardware,
+            "ood_trap takes": p.time,
+        }
+        for name, p in PRESETS.items()
+    ]
+    return pd.DataFrame(rows)
