@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_range, check_types
+from .core import Diverged, check_range, check_types
 from .generator import check_classes, check_latent, conditional, synthesise
 from .networks import Observation, frozen, observe
 from .synthesis import Batch, DecoySource, Judge, batchnorm_loss, descend, drop_term, kl_divergence, with_decoys
@@ -231,7 +231,7 @@ class CMI(Inversion):
                 lowest, best, features = loss.item(), torch.cat([images, shown[len(images) :]]).detach(), pair
             descend(loss, *optimizers)
         if lowest == math.inf:
-            raise FloatingPointError(f"CMI: no step of the round has a finite loss; the last one is {loss.item()}")
+            raise Diverged(f"CMI: no step of the round has a finite loss; the last one is {loss.item()}")
         if features is not None:
             self.contrast.remember(*features)
         return self.judged(teacher, best, judge)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import check_images, check_logits, check_range, check_types, check_weights, progress, seeded
+from .core import Diverged, InputError, check_images, check_logits, check_range, check_types, check_weights, progress, seeded
 from .cmi import random_view
 from .escape import Objective, PlainKD
 from .networks import Passes, count_passes, frozen
@@ -27,7 +27,7 @@ def check_pair(
     student: nn.Module,  # any classifier
     synthesizer: Synthesizer,  # whose images both must take
 ) -> tuple[torch.Tensor, int]:  # two synthetic images, number of classes
-    "Raise `ValueError` or `TypeError` unless teacher and student take the synthesizer's images and agree on the classes."
+    "Raise `InputError` unless teacher and student take the synthesizer's images and agree on the classes."
     images = check_images(synthesizer.sample(2), "synthetic images")
     num_classes: int | None = None
     for name, model in (("teacher", teacher), ("student", student)):
@@ -36,7 +36,7 @@ def check_pair(
             try:
                 logits = model(images)
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{name} does not take images of shape {list(images.shape)}: {error}") from error
+                raise InputError(f"{name} does not take images of shape {list(images.shape)}: {error}") from error
         num_classes = check_logits(logits, len(images), num_classes, name).shape[1]
     return images, num_classes
 
@@ -213,7 +213,7 @@ def distill(
                     optimizer.step()
                     schedule.step()
                 if not torch.isfinite(loss):
-                    raise FloatingPointError(f"{desc}: the student's loss is {loss.item()} at iteration {iteration}")
+                    raise Diverged(f"{desc}: the student's loss is {loss.item()} at iteration {iteration}")
                 watch.look(iteration, student, new, pool.everything())
                 result.seconds += time.perf_counter() - began
                 if evaluate is not None and (iteration % eval_every == 0 or iteration == iterations):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from .core import check_images, check_range
+from .core import InputError, check_images, check_range
 from .domains import Domain, ImageSet
 from .metrics import accuracy, predict
 from .networks import build_network, frozen, observe
@@ -79,7 +79,7 @@ def frechet_distance(
     "Squared Fréchet distance (FID, Heusel et al., NeurIPS 2017) of two groups of features."
     for name, group in (("first", first), ("second", second)):
         if group.ndim != 2 or len(group) < 2:
-            raise ValueError(f"{name} must be features [N, F] with N at least 2, got {list(group.shape)}")
+            raise InputError(f"{name} must be features [N, F] with N at least 2, got {list(group.shape)}")
     first, second = first.double(), second.double()
     a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (first, second))
     overlap = torch.linalg.svdvals(torch.linalg.qr(a, mode="r").R @ torch.linalg.qr(b, mode="r").R.T).sum()
@@ -96,7 +96,7 @@ def features_of(
     with frozen(model):
         parts = [observe(model, part).features for part in check_images(images).split(512)]
     if parts[0] is None:
-        raise ValueError("features need a network that ends in a linear layer")
+        raise InputError("features need a network that ends in a linear layer")
     return torch.cat(parts)
 
 # %% ../nbs/20_domain_eval.ipynb #c013

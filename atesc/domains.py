@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, STL10, SVHN, USPS, FashionMNIST, ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from .core import ConfigError, check_images, check_range, choose, seeded
+from .core import ConfigError, InputError, MissingData, check_images, check_range, choose, seeded
 
 # %% ../nbs/01_domains.ipynb #c006
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageSet:
     def __post_init__(self):
         check_images(self.images, "ImageSet.images")
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
-            raise ValueError(
+            raise InputError(
                 f"ImageSet.labels must be int64 of shape [{len(self.images)}], "
                 f"got {self.labels.dtype} of shape {list(self.labels.shape)}"
             )
@@ -64,7 +64,7 @@ class Domain:
     def __post_init__(self):
         for part in (self.train, self.test):
             if len(part) and not 0 <= part.labels.min() <= part.labels.max() < len(self.classes):
-                raise ValueError(f"labels of {self.name} must be 0 to {len(self.classes) - 1}, got {part.labels.unique().tolist()}")
+                raise InputError(f"labels of {self.name} must be 0 to {len(self.classes) - 1}, got {part.labels.unique().tolist()}")
 
     @property
     def num_classes(self) -> int:
@@ -165,7 +165,7 @@ def font_files(part: str) -> list[Path]:
     folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
     files = sorted(file for pattern in FONTS[part] for file in folder.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"no font {' or '.join(FONTS[part])} in {folder}; matplotlib from PyPI or conda-forge has them")
+        raise MissingData(f"no font {' or '.join(FONTS[part])} in {folder}; matplotlib from PyPI or conda-forge has them")
     return files
 
 
@@ -240,13 +240,13 @@ def _read_folder(folder: Path, size: int) -> tuple[ImageSet, tuple[str, ...]]:
     "Images of `folder/<class>/*`, and the names of the classes in the order of the labels."
     data = ImageFolder(str(folder))
     if len(data.classes) < 2:
-        raise ValueError(f"{folder} must hold at least two class folders, got {data.classes}")
+        raise InputError(f"{folder} must hold at least two class folders, got {data.classes}")
     images = torch.empty(len(data), 3, size, size)
     for image, (path, _) in zip(images, data.samples):
         try:
             image.copy_(pil_to_tensor(data.loader(path).resize((size, size))) / 255)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+            raise InputError(f"{path} cannot be read as an image: {error}") from error
     return ImageSet(images, torch.tensor(data.targets)), tuple(data.classes)
 
 
@@ -260,17 +260,17 @@ def class_folders(
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         (train, names), (test, others) = (_read_folder(folder / part, size) for part in ("train", "test"))
         if names != others:
-            raise ValueError(f"{folder}/train and /test must have the same class folders, got {names} and {others}")
+            raise InputError(f"{folder}/train and /test must have the same class folders, got {names} and {others}")
     elif folder.is_dir() and not ((folder / "train").is_dir() or (folder / "test").is_dir()):
         both, names = _read_folder(folder, size)
         if (fewest := int(both.labels.bincount().min())) < 4:
-            raise ValueError(f"{folder} must hold at least 4 images a class to be split 75/25, got {fewest}")
+            raise InputError(f"{folder} must hold at least 4 images a class to be split 75/25, got {fewest}")
         split = train_test_split(np.arange(len(both)), test_size=0.25, stratify=both.labels, random_state=0)
         train, test = (ImageSet(both.images[index], both.labels[index]) for index in split)
     else:
-        raise FileNotFoundError(f"{folder} must hold train/<class>/* and test/<class>/*, or <class>/* without a split")
+        raise MissingData(f"{folder} must hold train/<class>/* and test/<class>/*, or <class>/* without a split")
     if classes and names not in (classes, tuple(map(str, range(len(classes))))):
-        raise ValueError(f"{folder} must have the class folders {', '.join(classes)}, or their numbers, got {', '.join(names)}")
+        raise InputError(f"{folder} must have the class folders {', '.join(classes)}, or their numbers, got {', '.join(names)}")
     return Domain(name, train, test, classes or names)
 
 # %% ../nbs/01_domains.ipynb #c027
@@ -283,7 +283,7 @@ def torchvision_set(name: str, size: int, root: Path) -> Domain:
         folder = root / name
         if (folder / "train").is_dir():
             return class_folders(name, size, folder, source.classes)
-        raise FileNotFoundError(
+        raise MissingData(
             f"{source.dataset.__name__} is not in {root / source.files}, or is damaged there, and not in "
             f"{folder}/{{train,test}}/<class>/*; get it ({source.megabytes} MB) with {source.command(root)}"
         ) from error
@@ -307,7 +307,7 @@ def mnist_m(size: int, root: Path) -> Domain:
     try:
         plain = torchvision_set("mnist", size, root)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingData(
             f"MNIST-M is not in {folder}/{{train,test}}, one folder a digit, and cannot be built, since {error}"
         ) from error
     try:
@@ -360,7 +360,7 @@ def load_domain(
     size: int = 16,  # side of an image, pixels, 8 to 64, a multiple of 4
     root: str | Path | None = None,  # where data sets live; None: see data_root
 ) -> Domain:  # float32 [N, 3, size, size] in [0,1]
-    "Load a domain by name; an unknown one raises `ConfigError`, a missing data set `FileNotFoundError`."
+    "Load a domain by name; an unknown one raises `ConfigError`, a missing data set `MissingData`."
     check_range("size", size, 8, 64)
     if size % 4:
         raise ConfigError(f"size must be a multiple of 4, got {size}")

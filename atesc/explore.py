@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .core import check_images, check_range, check_types, choose, configure
+from .core import InputError, check_images, check_range, check_types, choose, configure
 from .experiment import Run, Teachers, slug
 from .networks import frozen
 from .presets import METHODS, STUDENTS
@@ -114,7 +114,7 @@ class Explorer:
             files = {name: Path(path).parents[1] / known["teacher"] for name, known in self.students.items()}
             self.images = {name: check_images(known["images"].float().flatten(0, 1)).view(known["images"].shape) for name, known in self.students.items()}
         except Exception as error:
-            raise ValueError(f"{path} is not a file of keep_stages: {error}".splitlines()[0]) from error
+            raise InputError(f"{path} is not a file of keep_stages: {error}".splitlines()[0]) from error
         models = {file: load_model(file) for file in dict.fromkeys(files.values())}
         self.teachers = {name: models[file] for name, file in files.items()}
         self.known: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}

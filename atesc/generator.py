@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, check_range, seeded
+from .core import ConfigError, InputError, check_range, seeded
 
 # %% ../nbs/05_generator.ipynb #c006
 class DCGANGenerator(nn.Module):
@@ -179,12 +179,12 @@ def synthesise(
     "n images from fresh latent vectors, and the labels that they were asked for."
     if not conditional(generator):
         if labels is not None:
-            raise ValueError(f"{type(generator).__name__} is unconditional and cannot make images of given labels; pass labels=None")
+            raise InputError(f"{type(generator).__name__} is unconditional and cannot make images of given labels; pass labels=None")
         return generator(generator.latent(n)), None
     z = generator.latent(n)
     if labels is None:
         labels = torch.randint(generator.num_classes, (n,), device=z.device)
     elif labels.shape != (n,) or labels.dtype != torch.long or ((labels < 0) | (labels >= generator.num_classes)).any():
-        raise ValueError(f"labels must be {n} of dtype int64, from 0 to {generator.num_classes - 1}; got {list(labels.shape)} {labels}")
+        raise InputError(f"labels must be {n} of dtype int64, from 0 to {generator.num_classes - 1}; got {list(labels.shape)} {labels}")
     labels = labels.to(z.device)
     return generator(z, labels), labels

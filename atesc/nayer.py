@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .cmi import Inversion, random_view
-from .core import ConfigError, check_range, check_types, seeded
+from .core import ConfigError, Diverged, check_range, check_types, seeded
 from .networks import observe
 from .synthesis import Batch, Judge, descend, with_decoys
 
@@ -136,7 +136,7 @@ class NAYER(Inversion):
                 lowest, best = loss.item(), torch.cat([images, shown[len(images) :]]).detach()
             descend(loss, optimizer, *([] if decoys is None else [decoys.optimizer]))
         if lowest == math.inf:
-            raise FloatingPointError(f"NAYER: no step of the round has a finite loss; the last one is {loss.item()}")
+            raise Diverged(f"NAYER: no step of the round has a finite loss; the last one is {loss.item()}")
         return self.judged(teacher, best, judge)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .core import check_images, check_range, seeded
+from .core import InputError, check_images, check_range, seeded
 from .domains import Domain, ImageSet
 from .networks import frozen
 from .synthesis import Batch, Judge
@@ -33,7 +33,7 @@ def halves(
     check_range("halves: n", n, 2)
     check_range("halves: count", count, 2)
     if count % 2:
-        raise ValueError(f"halves come in pairs: count must be even, got {count}")
+        raise InputError(f"halves come in pairs: count must be even, got {count}")
     with seeded(seed):
         drawn = torch.stack([torch.randperm(n) < n // 2 for _ in range(count // 2)])
     return torch.stack([drawn, ~drawn], 1).flatten(0, 1)
@@ -49,7 +49,7 @@ def part_of(
         return replace(domain, train=ImageSet(domain.train.images[inside], domain.train.labels[inside]))
 
     if inside.shape != task.id.train.labels.shape or inside.dtype != torch.bool:
-        raise ValueError(f"inside must be bool of shape [{len(task.id.train)}], got {inside.dtype} of shape {list(inside.shape)}")
+        raise InputError(f"inside must be bool of shape [{len(task.id.train)}], got {inside.dtype} of shape {list(inside.shape)}")
     together = len(task.ood.train) == len(task.id.train)
     return replace(task, id=some(task.id), ood=some(task.ood) if together else task.ood)
 
@@ -83,9 +83,9 @@ def roc(
 ) -> tuple[Tensor, Tensor]:  # FPR and TPR in [0,1], rising, for every threshold from above all scores down
     "The ROC curve; images of equal score are taken together."
     if scores.shape != inside.shape or not torch.isfinite(scores).all():
-        raise ValueError(f"scores must be finite, one an image; got shape {list(scores.shape)} for {len(inside)} images")
+        raise InputError(f"scores must be finite, one an image; got shape {list(scores.shape)} for {len(inside)} images")
     if inside.all() or not inside.any():
-        raise ValueError(f"a ROC curve needs members and non-members; got {int(inside.sum())} and {int((~inside).sum())}")
+        raise InputError(f"a ROC curve needs members and non-members; got {int(inside.sum())} and {int((~inside).sum())}")
     values, place = scores.unique(return_inverse=True)
     counts = torch.stack([place[side].bincount(minlength=len(values)) for side in (~inside, inside)])
     above = F.pad(counts.flip(1).cumsum(1), (1, 0)).double()
@@ -122,14 +122,14 @@ def lira(
 ) -> Tensor:  # [N], log-likelihood ratio; larger: rather a member
     "Online likelihood-ratio attack with pooled variances (Carlini et al., S&P 2022)."
     if shadows.shape != inside.shape or shadows.shape[1:] != confidence.shape:
-        raise ValueError(
+        raise InputError(
             f"shadows and inside must be [S, {len(confidence)}], got {list(shadows.shape)} and {list(inside.shape)}"
         )
     ratio = torch.zeros_like(confidence)
     for side, sign in ((inside, 1), (~inside, -1)):
         n = side.sum(0)
         if n.min() < 2:
-            raise ValueError(f"every image must be in, and out of, at least 2 shadows; one is {'in' if sign > 0 else 'out of'} {int(n.min())}")
+            raise InputError(f"every image must be in, and out of, at least 2 shadows; one is {'in' if sign > 0 else 'out of'} {int(n.min())}")
         mean = (shadows * side).sum(0) / n
         variance = ((shadows - mean).square() * side).sum() / (n - 1).sum()
         ratio += sign * Normal(mean, variance.clamp(min=1e-12).sqrt()).log_prob(confidence)
@@ -156,7 +156,7 @@ def nearest_members(
     "Are images nearer to members than to as many non-members?"
     if len(members) != len(others) or images.shape[1:] != members.shape[1:] or images.shape[1:] != others.shape[1:]:
         shapes = ", ".join(str(list(part.shape)) for part in (images, members, others))
-        raise ValueError(f"as many non-members as members are needed, all alike; got {shapes}")
+        raise InputError(f"as many non-members as members are needed, all alike; got {shapes}")
     m, both, counts, closest = len(members), torch.cat([members, others]).flatten(1), 0, []
     for part in images.flatten(1).split(256):
         distances = torch.cdist(part, both, compute_mode="donot_use_mm_for_euclid_dist")

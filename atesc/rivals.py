@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_range, check_types, choose
+from .core import InputError, check_range, check_types, choose
 from .networks import frozen, observe
 from .splitter import RadiusSplitter, Split, Splitter, clean_gradient, soft_margin
 
@@ -192,7 +192,7 @@ class FeatureSplitter(LearningSplitter):
         with torch.no_grad():
             features = observe(teacher, images.detach()).features
         if features is None:
-            raise ValueError("FeatureSplitter needs a teacher that ends in a linear layer")
+            raise InputError("FeatureSplitter needs a teacher that ends in a linear layer")
         return features.double(), F.one_hot(logits.argmax(1), logits.shape[1]).double()
 
     def learn(self, features: Tensor, classes: Tensor) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 import atesc
-from .core import choose
+from .core import InputError, choose
 from .records import load_records
 from .presets import BASELINES, METHODS, PRESETS
 
@@ -67,10 +67,10 @@ def select(records: Sequence[Record], **equal: Any) -> list[Record]:
 
 
 def measures(records: Sequence[Record]) -> tuple[str, ...]:
-    "The measures of the kind of task that the records are of; of several kinds, `ValueError`."
+    "The measures of the kind of task that the records are of; of several kinds, `InputError`."
     kinds = {record["kind"] for record in records}
     if len(kinds) != 1:
-        raise ValueError(f"records must be of one kind of task, got {sorted(kinds)}")
+        raise InputError(f"records must be of one kind of task, got {sorted(kinds)}")
     return MEASURES[kinds.pop()]
 
 

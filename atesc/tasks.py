@@ -163,7 +163,7 @@ def load_task(
     size: int = 16,  # side of an image, pixels, 8 to 64, a multiple of 4
     root: str | Path | None = None,  # where data sets live; None: see data_root
 ) -> Task:  # both domains, float32 [N, 3, size, size] in [0,1]
-    "Load a task by name; an unknown one raises `ConfigError`, a missing data set `FileNotFoundError`."
+    "Load a task by name; an unknown one raises `ConfigError`, a missing data set `MissingData`."
     check_task(name)
     if "->" in name:
         first, second = (load_domain(part, size, root) for part in name.split("->"))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, check_logits, check_range, check_types, check_weights, progress, seeded
+from .core import ConfigError, InputError, check_logits, check_range, check_types, check_weights, progress, seeded
 from .domains import ImageSet
 from .networks import NETWORKS, SmallVGG, build_network, observe
 from .tasks import Task
@@ -102,7 +102,7 @@ def _train(
                     theirs = others[torch.arange(i * batch, (i + 1) * batch, device=device) % len(others)]
                     seen = observe(model, torch.cat([id_set.images[mine], ood_set.images[theirs]]))
                     if seen.features is None:
-                        raise ValueError("an NTL teacher needs a network that ends in a linear layer")
+                        raise InputError("an NTL teacher needs a network that ends in a linear layer")
                     if task.target is None:
                         loss = ntl_loss(seen.logits, seen.features, id_set.labels[mine], ood_set.labels[theirs], config)
                     else:
@@ -165,16 +165,16 @@ def load_model(
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a file of save_model: {error}".splitlines()[0]) from error
+        raise InputError(f"{path} is not a file of save_model: {error}".splitlines()[0]) from error
     if model is None:
         if config is None:
-            raise ValueError(f"{path} holds a {name}, which atesc cannot build: pass model={name}(...)")
+            raise InputError(f"{path} holds a {name}, which atesc cannot build: pass model={name}(...)")
         try:
             model = build_network(**config)
         except (TypeError, AttributeError, ConfigError) as error:
-            raise ValueError(f"{path} holds a {name} of unknown settings {config!r}: {error}") from error
+            raise InputError(f"{path} holds a {name} of unknown settings {config!r}: {error}") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} holds a {name} that does not fit the given {type(model).__name__}: {error}") from error
+        raise InputError(f"{path} holds a {name} that does not fit the given {type(model).__name__}: {error}") from error
     return check_weights(model.eval(), str(path))
