@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .archive import read_pt, write_pt
 from .core import InputError, check_images, check_range, check_types, choose, configure
 from .experiment import Run, Teachers, slug
 from .networks import frozen
@@ -47,11 +48,7 @@ def keep_stages(
             "curve": [{field: point[field] for field in fields} for point in record["curve"]],
         }
     path = teachers.folder.parent / "explore" / f"{slug(teachers.task.name)}-seed{teachers.seed}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    torch.save({"task": teachers.task.name, "seed": teachers.seed, "students": students}, part)
-    part.replace(path)
-    return path
+    return write_pt(path, {"task": teachers.task.name, "seed": teachers.seed, "students": students})
 
 
 def kept_runs(
@@ -109,8 +106,11 @@ class Explorer:
         path: str | Path,  # a file of `keep_stages`; the teachers must still be where the run left them
     ):
         try:
-            kept = torch.load(path, map_location="cpu", weights_only=True)
+            kept = read_pt(path)
             self.task, self.seed, self.students = kept["task"], kept["seed"], kept["students"]
+            for known in self.students.values():
+                if len(parts := Path(known["teacher"]).parts) != 2 or not set(parts).isdisjoint(("..", "/")):
+                    raise InputError("it has a teacher outside of the folder of its run")
             files = {name: Path(path).parents[1] / known["teacher"] for name, known in self.students.items()}
             self.images = {name: check_images(known["images"].float().flatten(0, 1)).view(known["images"].shape) for name, known in self.students.items()}
         except Exception as error:

@@ -1,10 +1,13 @@
 """VGG and ResNet for small images: depths, widths, shapes, hooks, names, files."""
+import json
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18, resnet34, vgg11_bn, vgg13_bn
 from torchvision.models.resnet import BasicBlock
 
+from atesc.archive import WeightsError
 from atesc.core import ConfigError
 from atesc.networks import NETWORKS, PAIRS, DeepVGG, SmallResNet, SmallVGG, build_network, count_passes, frozen, observe
 from atesc.teacher import load_model, save_model
@@ -174,7 +177,7 @@ def test_unknown_names(name, text):
 def test_wrong_settings(make):
     with pytest.raises(ConfigError, match="width must be 0.015625 to 16, got 0"):
         make(width=0)
-    with pytest.raises(ConfigError, match="num_classes must be at least 2, got 1"):
+    with pytest.raises(ConfigError, match="num_classes must be 2 to 65536, got 1"):
         make(num_classes=1)
 
 
@@ -191,7 +194,7 @@ def test_each_class_knows_its_own_names():
 def test_saved_and_rebuilt(name, settings, tmp_path):
     network = build_network(name, 5, width=1 / 8, seed=9, **settings)
     network(torch.rand(8, 3, 16, 16))  # running statistics of its own
-    loaded = load_model(save_model(network, tmp_path / "network.pt"))
+    loaded = load_model(save_model(network, tmp_path / "network.safetensors"))
     assert type(loaded) is type(network) and loaded.config == network.config and same_weights(loaded, network)
     assert not loaded.training
     images = torch.rand(4, 3, 16, 16)
@@ -200,8 +203,8 @@ def test_saved_and_rebuilt(name, settings, tmp_path):
 
 
 def test_a_file_of_another_width_does_not_fit(tmp_path):
-    path = save_model(build_network("vgg11", 5, width=1 / 8), tmp_path / "vgg.pt")
-    with pytest.raises(ValueError, match="holds a DeepVGG that does not fit the given DeepVGG"):
+    path = save_model(build_network("vgg11", 5, width=1 / 8), tmp_path / "vgg.safetensors")
+    with pytest.raises(WeightsError, match=r"vgg.safetensors does not fit: 'features.0.weight' has shape \[8, 3, 3, 3\], the network's has \[16, 3, 3, 3\]"):
         load_model(path, build_network("vgg11", 5, width=1 / 4))
 
 
@@ -219,8 +222,11 @@ def test_a_file_of_another_width_does_not_fit(tmp_path):
 )
 def test_unknown_settings_in_a_file(config, tmp_path):
     torch.save({"network": "DeepVGG", "config": config, "state": {}}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="holds a DeepVGG of unknown settings"):
-        load_model(tmp_path / "odd.pt")
+    path = save_model(build_network("vgg11", 4, width=1 / 8), tmp_path / "odd.safetensors")
+    path.with_suffix(".json").write_text(json.dumps({"network": "DeepVGG", "config": config}))
+    for file in (tmp_path / "odd.pt", path):
+        with pytest.raises(WeightsError, match="holds a DeepVGG of unknown settings"):
+            load_model(file)
 
 
 def test_a_subclass_is_not_rebuilt_as_its_parent(tmp_path):
@@ -228,7 +234,7 @@ def test_a_subclass_is_not_rebuilt_as_its_parent(tmp_path):
         def forward(self, images):
             return -super().forward(images)
 
-    path = save_model(Mine("8 M 8", 4), tmp_path / "mine.pt")
+    path = save_model(Mine("8 M 8", 4), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match=r"holds a Mine, which atesc cannot build: pass model=Mine\(...\)"):
         load_model(path)
     assert type(load_model(path, Mine("8 M 8", 4, seed=1))) is Mine
