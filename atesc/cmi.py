@@ -87,6 +87,15 @@ class Inversion:
         decoy = torch.arange(len(images), device=images.device) >= len(self.targets)
         return Batch(images.detach(), seen.logits.detach(), score.detach(), decoy)
 
+    def state_dict(self) -> dict[str, Any]:
+        "Generator, and the warnings that have been given; a round's optimizer and targets are gone with it."
+        return {"generator": self.generator.state_dict(), "warned": sorted(self.warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        self.generator.load_state_dict(state["generator"])
+        self.warned = set(state["warned"])
+
 # %% ../nbs/08_cmi.ipynb #c012
 def contrastive_loss(
     anchors: Tensor,  # [M, D], of unit length
@@ -128,6 +137,16 @@ class Contrast:
     def remember(self, anchors: Tensor, keys: Tensor) -> None:
         "Add a round's features; the oldest make room."
         self.bank = torch.cat([self.bank, torch.stack([anchors, keys], 1).detach().float()])[-self.capacity :]
+
+    def state_dict(self) -> dict[str, Any]:
+        "Head, its optimizer, and the bank."
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "bank": self.bank.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.bank = state["bank"]
 
 # %% ../nbs/08_cmi.ipynb #c015
 @dataclass(frozen=True)
@@ -192,8 +211,12 @@ class CMI(Inversion):
             return None
         other = observe(teacher, random_view(images, scale=c.scale, flip=c.flip)).features
         if self.contrast is None or self.contrast.bank.shape[2] != other.shape[1]:
-            self.contrast = Contrast(other, c.head_dim, c.bank, c.temperature, c.lr)
+            self.contrast = self.new_contrast(other)
         return other, seen.features[: len(images)]
+
+    def new_contrast(self, like: Tensor) -> Contrast:  # features [N, F]
+        "A contrast that remembers nothing yet."
+        return Contrast(like, self.config.head_dim, self.config.bank, self.config.temperature, self.config.lr)
 
     def restarts(self, judge: Judge | None) -> bool:
         "Whether a round starts from a new generator."
@@ -241,3 +264,15 @@ class CMI(Inversion):
         "n images [n, C, H, W] in [0,1] of the last round's generator, for fresh latent vectors."
         self.generator.train()
         return synthesise(self.generator, n)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        "Generator and contrast."
+        return {**super().state_dict(), "contrast": None if self.contrast is None else self.contrast.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        super().load_state_dict(state)
+        kept = state["contrast"]
+        self.contrast = None if kept is None else self.new_contrast(kept["bank"][:, 0])
+        if kept is not None:
+            self.contrast.load_state_dict(kept)

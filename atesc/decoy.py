@@ -8,12 +8,13 @@ __all__ = ['DecoyConfig', 'separation', 'side', 'belief', 'Decoys']
 # %% ../nbs/10_decoy.ipynb #c003
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, check_range, check_types
+from .core import ConfigError, check_range, check_types, memory_for
 from .generator import DCGANGenerator
 from .networks import Observation, frozen, observe
 from .splitter import RadiusSplitter
@@ -108,6 +109,10 @@ class Decoys:
         teacher: nn.Module,  # frozen
     ) -> Tensor:  # bool [K], the trap classes
         "Train the generators on all classes, and see which come out robust."
+        with memory_for("DecoyConfig.per_class", self.config.per_class):
+            return self._line_up(teacher)
+
+    def _line_up(self, teacher: nn.Module) -> Tensor:
         labels = torch.arange(self.num_classes, device=self.ratio.device).repeat(self.config.per_class)
         shown = []
         for generator in self.generators:
@@ -128,6 +133,16 @@ class Decoys:
             caught = self.traps[labels].repeat(len(shown))
             self.means = torch.stack([torch.cat(shown)[mask].mean(0) for mask in (~caught, caught)]).detach()
         return self.traps
+
+    def state_dict(self) -> dict[str, Any]:
+        "Generators, optimizer, and what has been found out."
+        return {"generators": self.generators.state_dict(), "optimizer": self.optimizer.state_dict(), "ratio": self.ratio, "means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        self.generators.load_state_dict(state["generators"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ratio, self.means = state["ratio"], state["means"]
 
     @property
     def traps(self) -> Tensor:  # bool [K]

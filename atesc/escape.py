@@ -7,12 +7,13 @@ __all__ = ['Objective', 'PlainKD', 'group_mean', 'CalibratedKD', 'ATEsc']
 
 # %% ../nbs/11_escape.ipynb #c003
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .core import check_range, check_types
+from .checkpoint import set_since
 from .decoy import DecoyConfig, Decoys
 from .networks import Observation
 from .splitter import RadiusSplitter, Splitter
@@ -28,6 +29,12 @@ class Objective(Protocol):
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         "Clear all running estimates, and look at the frozen teacher; the images show shape and device."
+
+    def state_dict(self) -> dict[str, Any]:
+        "All that `start` and `update` have set, as tensors and plain data."
+
+    def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
+        "In place of `start`: go back to what `state_dict` gave."
 
     def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
         "Scores [N] of new images; the teacher is frozen, and the graph of what it has `seen` is alive."
@@ -64,6 +71,12 @@ class PlainKD:
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return set_since(self)
+
+    def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
         return seen.logits.new_zeros(len(seen.logits))
@@ -107,6 +120,14 @@ class CalibratedKD(PlainKD):
         self.threshold = torch.tensor(float("inf"), device=images.device)  # until an image has been seen, all are fragile
         self.fragile_share = torch.ones((), device=images.device)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "splitter": self.splitter.state_dict()}
+
+    def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
+        self.splitter.start()
+        self.splitter.load_state_dict(state["splitter"])
+        super().resume(images, num_classes, {name: value for name, value in state.items() if name != "splitter"})
+
     def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
         return self.splitter.score(teacher, images, seen.logits)
 
@@ -149,6 +170,15 @@ class ATEsc(PlainKD):
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         self.found, self.decoys = Decoys(num_classes, images, self.decoy), None
         self.traps = self.found.line_up(teacher)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "found": self.found.state_dict(), "decoys": self.decoys is not None}
+
+    def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
+        super().resume(images, num_classes, state)
+        self.found = Decoys(num_classes, images, self.decoy)
+        self.found.load_state_dict(state["found"])
+        self.decoys = self.found if state["decoys"] else None
 
     def score(self, teacher: nn.Module, images: Tensor, seen: Observation) -> Tensor:
         return self.found.inside(seen).detach()

@@ -8,6 +8,7 @@ __all__ = ['orthogonal_embedding', 'NoisyGenerator', 'NAYERConfig', 'NAYER']
 # %% ../nbs/09_nayer.ipynb #c003
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,3 +146,8 @@ class NAYER(Inversion):
         self.generator.train()
         self.generator.renew(n)
         return self.generator(None, self.labels(n))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave, to as many noisy layers as there were."
+        self.generator.renew(len(state["generator"]["weight"]) * self.generator.num_classes)
+        super().load_state_dict(state)

@@ -195,3 +195,10 @@ class RealImages:
     def sample(self, n: int) -> Tensor:
         "n of the images, with replacement."
         return self.images[torch.randint(len(self.images), (n,), device=self.images.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        "Nothing changes."
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Nothing changes."

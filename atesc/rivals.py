@@ -10,6 +10,7 @@ __all__ = ['TEMPERATURES', 'EntropySplitter', 'ConfidenceSplitter', 'LearningSpl
 import math
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from .core import InputError, check_range, check_types, choose
 from .networks import frozen, observe
+from .checkpoint import set_since
 from .splitter import RadiusSplitter, Split, Splitter, clean_gradient, soft_margin
 
 # %% ../nbs/19_rivals.ipynb #c008
@@ -81,6 +83,14 @@ class LearningSplitter(Splitter):
         seen = self.look(teacher, images, logits)
         self.learn(*seen)
         return self.judge(*seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        "The estimates."
+        return set_since(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        vars(self).update(state)
 
     def __call__(self, teacher: nn.Module, images: Tensor) -> Split:
         "Split images by what they alone tell; a run that is under way is not disturbed."
@@ -262,6 +272,13 @@ class RandomSplitter(LearningSplitter):
     def start(self) -> None:
         self.other = afresh(self.other)
         self.scores = self.labels = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "other": self.other.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.other.load_state_dict(state["other"])
+        super().load_state_dict({name: value for name, value in state.items() if name != "other"})
 
     def look(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         "The other's scores, and the teacher's labels."

@@ -8,6 +8,7 @@ __all__ = ['SLACK', 'GRID', 'Split', 'Splitter', 'margin', 'soft_margin', 'ascen
 
 # %% ../nbs/06_splitter.ipynb #c003
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,13 @@ class Splitter:
 
     def start(self) -> None:
         "Forget all images so far, before a run; most splitters keep none."
+
+    def state_dict(self) -> dict[str, Any]:
+        "What is known of the images so far, as tensors and plain data."
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Scores [N] from a frozen teacher's `logits` [N, K] on `images`; if their graph is alive, it is used, and kept."

@@ -108,6 +108,18 @@ class Pool:
         "n images, with replacement."
         return self.ring.only(torch.randint(len(self), (n,), device=self.ring.images.device))
 
+    def state_dict(self) -> dict[str, Any]:
+        "How many images have been added, and those that are still here."
+        here = {} if self.ring is None else {field.name: getattr(self.everything(), field.name).clone() for field in fields(Batch)}
+        return {"added": self.added, "here": here}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave, of a pool of the same capacity."
+        self.added, self.ring = 0, None
+        if state["here"]:
+            self.add(Batch(**state["here"]))
+        self.added = state["added"]
+
 # %% ../nbs/07_synthesis.ipynb #c012
 def drop_term(
     synthesizer: Any,  # with a set of the terms that it has already `warned` about
@@ -173,6 +185,12 @@ class Synthesizer(Protocol):
 
     def sample(self, n: int) -> Tensor:
         "n images [n, C, H, W] in [0,1]."
+
+    def state_dict(self) -> dict[str, Any]:
+        "What `update` changes, as tensors and plain data."
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
 
 
 @dataclass(frozen=True)
@@ -248,3 +266,13 @@ class DFQ:
         "n images [n, C, H, W] in [0,1]; the generator stays in training mode, as the baselines have it."
         self.generator.train()
         return synthesise(self.generator, n)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        "Generator, optimizer, and the warnings that have been given."
+        return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict(), "warned": sorted(self.warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.warned = set(state["warned"])

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archive import WeightsError, file_size, map_pt, short
-from .core import ConfigError, InputError, MissingData, check_logits, check_range, check_types, check_weights, progress, seeded
+from .checkpoint import Checkpoint, began_as, described, fingerprint
+from .core import ConfigError, InputError, MissingData, check_logits, check_range, check_types, check_weights, memory_for, progress, seeded
 from .domains import ImageSet
 from .files import storing, write_file
 from .networks import NETWORKS, NetworkConfig, SmallVGG, build_network, observe
@@ -87,22 +88,44 @@ def designated_loss(
 
 
 def _train(
-    task: Task, model: nn.Module | None, config: TeacherConfig, seed: int, device: str | torch.device, ntl: bool
+    task: Task, model: nn.Module | None, config: TeacherConfig, seed: int, device: str | torch.device, checkpoint: str | Path | None, every: int, ntl: bool
 ) -> nn.Module:
     model = SmallVGG(num_classes=task.num_classes, seed=seed) if model is None else model
     model.to(device)
     id_set, ood_set = task.id.train.to(device), task.ood.train.to(device)
     batch = min(config.batch_size, len(id_set), len(ood_set) if ntl else len(id_set))
     batches = len(id_set) // batch
-    with seeded(seed):
+
+    def run(path: Path) -> dict[str, Any]:
+        seen = [tensor for part in ([id_set, ood_set] if ntl else [id_set]) for tensor in (part.images, part.labels)]
+        return {
+            "kind": "ntl" if ntl else "sl", "target": task.target, "data": fingerprint(seen), "network": {**described(model), "weights": began_as(model, path)},
+            "config": described(config), "seed": seed, "device": torch.device(device).type,
+        }  # fmt: skip
+
+    with seeded(seed), torch.enable_grad(), Checkpoint(checkpoint, run, every) as kept, memory_for("TeacherConfig.batch_size", batch):
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * batches)
+        order = others = torch.empty(0)
+
+        def state() -> dict[str, Any]:
+            return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "order": order, "others": others}
+
+        def restore(state: dict[str, Any]) -> None:
+            nonlocal order, others
+            for name, part in (("model", model), ("optimizer", optimizer), ("schedule", schedule)):
+                part.load_state_dict(state[name])
+            order, others = state["order"], state["others"]
+
+        kept.resume(torch.device(device), restore)
+        kept.wait_for_steps()
         model.train()
-        bar = progress(config.epochs, f"{'NTL' if ntl else 'SL'} teacher, epochs")
+        bar = progress(config.epochs, f"{'NTL' if ntl else 'SL'} teacher, epochs", kept.step // batches)
         for _ in bar:
-            order = torch.randperm(len(id_set), device=device)
-            others = torch.randperm(len(ood_set), device=device)
-            for i in range(batches):
+            if kept.step % batches == 0:
+                order = torch.randperm(len(id_set), device=device)
+                others = torch.randperm(len(ood_set), device=device)
+            for i in range(kept.step % batches, batches):
                 mine = order[i * batch : (i + 1) * batch]
                 if ntl:
                     theirs = others[torch.arange(i * batch, (i + 1) * batch, device=device) % len(others)]
@@ -120,6 +143,7 @@ def _train(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                kept.done(state, last=kept.step + 1 == config.epochs * batches)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return check_weights(model.eval(), "the trained teacher")
 
@@ -130,9 +154,11 @@ def train_sl(
     config: TeacherConfig = TeacherConfig(),  # epochs, batch size, learning rate
     seed: int = 0,  # of the batches, and of the weights when model is None
     device: str | torch.device = "cpu",  # where to train
+    checkpoint: str | Path | None = None,  # file that the same call goes on from after an interruption; None: none
+    checkpoint_every: int = 200,  # batches between two savings of it
 ) -> nn.Module:  # the trained network in evaluation mode
     "Train a supervised teacher on the ID domain."
-    return _train(task, model, config, seed, device, ntl=False)
+    return _train(task, model, config, seed, device, checkpoint, checkpoint_every, ntl=False)
 
 
 def train_ntl(
@@ -141,9 +167,11 @@ def train_ntl(
     config: TeacherConfig = TeacherConfig(),  # epochs, batch size, learning rate, a, b
     seed: int = 0,  # of the batches, and of the weights when model is None
     device: str | torch.device = "cpu",  # where to train
+    checkpoint: str | Path | None = None,  # file that the same call goes on from after an interruption; None: none
+    checkpoint_every: int = 200,  # batches between two savings of it
 ) -> nn.Module:  # the trained network in evaluation mode
     "Train a non-transferable teacher of the task's kind: close-set, open-set or backdoor (Wang et al., ICLR 2022)."
-    return _train(task, model, config, seed, device, ntl=True)
+    return _train(task, model, config, seed, device, checkpoint, checkpoint_every, ntl=True)
 
 # %% ../nbs/04_teacher.ipynb #c017
 SAFE, OLD = ".safetensors", (".pt", ".pth")  # endings of files

@@ -5,6 +5,7 @@ import torch
 from atesc.decoy import DecoyConfig, Decoys
 from atesc.distill import DistillConfig, distill
 from atesc.escape import ATEsc, CalibratedKD, PlainKD
+from atesc.examine import NOISE
 from atesc.generator import DCGANGenerator
 from atesc.networks import Passes, SmallVGG, count_passes
 from atesc.splitter import PGDSplitter
@@ -12,6 +13,9 @@ from atesc.synthesis import DFQ, DFQConfig
 
 ITERATIONS, STEPS, BATCH, SYNTHETIC = 6, 3, 32, 16  # student steps, student batch, generator batch
 WATCHED = sum(SYNTHETIC * iteration for iteration in range(2, ITERATIONS + 1))  # in so short a run the watch looks at the whole pool, after a quarter of it each time
+
+TWO = 2  # synthetic images that teacher and student are tried on before training
+EXAMINED = 2 * (TWO + NOISE + 2)  # these, noise, black and white, twice
 
 
 @pytest.mark.parametrize(
@@ -28,10 +32,9 @@ def test_passes_of_an_iteration(objective, gradients, teachers):
             iterations=ITERATIONS, config=config,
         )
     assert result.passes == Passes(forward=ITERATIONS * SYNTHETIC, backward=ITERATIONS * gradients * SYNTHETIC)
-    check = 2  # images that teacher and student are tried on before training
-    assert made.forward == ITERATIONS * SYNTHETIC + check
+    assert made.forward == ITERATIONS * SYNTHETIC + TWO
     adversarial = ITERATIONS * SYNTHETIC
-    assert mine == Passes(forward=ITERATIONS * STEPS * BATCH + adversarial + check + WATCHED, backward=ITERATIONS * STEPS * BATCH + adversarial)
+    assert mine == Passes(forward=ITERATIONS * STEPS * BATCH + adversarial + EXAMINED + WATCHED, backward=ITERATIONS * STEPS * BATCH + adversarial)
 
 
 def test_pgd_attacks_an_image_once_in_its_life(teachers):
@@ -65,4 +68,4 @@ def test_passes_of_atesc(trapped, teachers, monkeypatch):
     own, line_up, scored = ITERATIONS * SYNTHETIC, 3 * 7 * 3 * 4, 3 * 5 * 3 * 4
     assert result.passes == Passes(forward=line_up + own + decoys, backward=line_up + scored + own + decoys)
     trained = STEPS * BATCH * (2 * ITERATIONS - 1 if trapped else ITERATIONS)
-    assert mine == Passes(forward=trained + own + decoys + 2 + WATCHED, backward=trained + own + decoys)
+    assert mine == Passes(forward=trained + own + decoys + EXAMINED + WATCHED, backward=trained + own + decoys)

@@ -1,0 +1,288 @@
+"""Interrupted runs: the same call goes on, to the same weights bit for bit; another call is refused."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from atesc.checkpoint import CheckpointError, fingerprint
+from atesc.cmi import CMI, CMIConfig
+from atesc.core import InputError
+from atesc.decoy import DecoyConfig, Decoys
+from atesc.distill import DistillConfig, distill
+from atesc.escape import ATEsc, CalibratedKD, PlainKD
+from atesc.files import StorageError
+from atesc.generator import BigGANGenerator, DCGANGenerator
+from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
+from atesc.networks import SmallVGG
+from atesc.rivals import CalibratedSplitter, FeatureSplitter, RandomSplitter
+from atesc.splitter import PGDSplitter, Splitter
+from atesc.synthesis import DFQ, DFQConfig
+from atesc.teacher import TeacherConfig, train_ntl, train_sl
+
+ROOT = Path(__file__).parents[1]
+TRAPPED = DecoyConfig(probe=6, per_class=2, batch_size=8, generators=2, join=1.0)
+
+
+def generator(kind=DCGANGenerator, **named):
+    return kind(size=8, latent_dim=8, width=8, **named)
+
+
+SYNTHESIZERS = {
+    "dfq": lambda: DFQ(generator(), DFQConfig(batch_size=16)),
+    "dfq, conditional": lambda: DFQ(generator(BigGANGenerator, num_classes=4), DFQConfig(batch_size=16)),
+    "cmi": lambda: CMI(generator(), CMIConfig(steps=3, batch_size=16, bank=24)),
+    "nayer": lambda: NAYER(NoisyGenerator(generator(), orthogonal_embedding(4, 8)), NAYERConfig(steps=3, batch_size=16)),
+}
+OBJECTIVES = {
+    "plain": PlainKD,
+    "ckd": CalibratedKD,
+    "ckd, pgd": lambda: CalibratedKD(splitter=PGDSplitter(steps=2)),
+    "ckd, calibrated": lambda: CalibratedKD(splitter=CalibratedSplitter(memory=40)),
+    "ckd, features": lambda: CalibratedKD(splitter=FeatureSplitter()),
+    "ckd, random": lambda: CalibratedKD(splitter=RandomSplitter(other=FeatureSplitter())),
+    "atesc": lambda: ATEsc(decoy=TRAPPED),
+}
+
+
+class Stop:
+    """An evaluation that asks for a stop, as Ctrl-C does, at its n-th call; 0: never."""
+
+    def __init__(self, at):
+        self.calls, self.at = 0, at
+
+    def __call__(self, student):
+        self.calls += 1
+        if self.calls == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return {"calls": 1, "weights": fingerprint(student.state_dict().values())}
+
+
+def run(teacher, path, synthesizer="dfq", objective="plain", stop=0, **changes):
+    settings = {"iterations": 7, "config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1), "eval_every": 1, "checkpoint_every": 100, "seed": 3}
+    return distill(
+        teacher, SmallVGG("8 M 8", 4, seed=1), synthesizer=SYNTHESIZERS[synthesizer](), objective=OBJECTIVES[objective](), checkpoint=path,
+        **{**settings, "evaluate": Stop(stop), **changes},
+    )  # fmt: skip
+
+
+def outcome(result):
+    return result.curve, result.passes, result.warnings, [value.tolist() for value in result.student.state_dict().values()]
+
+
+@pytest.fixture
+def trapped(monkeypatch):
+    """Class 0 is found to be a trap."""
+    monkeypatch.setattr(Decoys, "traps", property(lambda self: torch.tensor([True, False, False, False])))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("synthesizer", SYNTHESIZERS)
+def test_ctrl_c_and_the_same_call_again(synthesizer, objective, teachers, tmp_path, trapped):
+    whole = run(teachers.ntl, None, synthesizer, objective)
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4; the same call goes on"):
+        run(teachers.ntl, path, synthesizer, objective, stop=4)
+    assert outcome(run(teachers.ntl, path, synthesizer, objective)) == outcome(whole)
+    again = run(teachers.ntl, path, synthesizer, objective, stop=1)
+    assert outcome(again) == outcome(whole) and again.seconds > 0, "a finished run is read, not run: nothing is evaluated"
+    assert not again.student.training
+
+
+def test_a_watch_goes_on_watching(teachers, tmp_path):
+    """What was warned about before the interruption is not warned about again, and what had been seen once or twice counts."""
+    changes = {"iterations": 12, "synthesizer": "cmi", "objective": "atesc"}
+    with pytest.warns(UserWarning):
+        whole = run(teachers.ntl, None, **changes)
+    assert whole.warnings
+    for stop in (4, 8, 10):
+        with pytest.warns(UserWarning):
+            with pytest.raises(KeyboardInterrupt):
+                run(teachers.ntl, tmp_path / f"{stop}", stop=stop, **changes)
+            assert run(teachers.ntl, tmp_path / f"{stop}", **changes).warnings == whole.warnings
+
+
+def test_the_cell_of_a_notebook_run_again(teachers, tmp_path):
+    """The very objects of the interrupted call, student and generator half trained."""
+    whole = run(teachers.ntl, None, objective="ckd")
+    student, dfq, objective = SmallVGG("8 M 8", 4, seed=1), SYNTHESIZERS["dfq"](), CalibratedKD()
+
+    def cell(stop):
+        return distill(
+            teachers.ntl, student, synthesizer=dfq, objective=objective, iterations=7, eval_every=1, seed=3, evaluate=Stop(stop), checkpoint=tmp_path / "run",
+            config=DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1),
+        )  # fmt: skip
+
+    for stop in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            cell(stop)
+    assert outcome(cell(0)) == outcome(whole)
+
+
+def test_a_second_ctrl_c_does_not_wait(teachers, tmp_path):
+    class Impatient(Stop):
+        def __call__(self, student):
+            super().__call__(student)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", evaluate=Impatient(1))
+    assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_checkpoint_ctrl_c_is_as_ever(teachers):
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(teachers.ntl, None, stop=1)
+    assert "goes on" not in str(stopped.value)
+
+
+CHANGES = {
+    "iterations": ({"iterations": 9}, "iterations is 7 there, 9 here"),
+    "seed": ({"seed": 4}, "seed is 3 there, 4 here"),
+    "eval_every": ({"eval_every": 2}, "eval_every is 1 there, 2 here"),
+    "learning rate": ({"config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1, lr=1e-3)}, "config.lr is 0.002 there, 0.001 here"),
+    "objective": ({"objective": "ckd"}, "objective.type is PlainKD there, CalibratedKD here"),
+    "synthesizer": ({"synthesizer": "cmi"}, "synthesizer.type is DFQ there, CMI here"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_of_another_run_is_refused(change, teachers, tmp_path):
+    changes, said = CHANGES[change]
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", stop=2)
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(CheckpointError, match="is of another run") as refused:
+        run(teachers.ntl, tmp_path / "run", **changes)
+    assert said in str(refused.value) and (tmp_path / "run").read_bytes() == before
+
+
+def test_other_networks_are_another_run(teachers, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", stop=2)
+    with pytest.raises(CheckpointError, match=r"teacher\.weights is \w{12} there, \w{12} here"):
+        run(teachers.sl, tmp_path / "run")
+    for student, said in ((SmallVGG("8 M 8", 4, seed=2), "student.weights"), (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here")):
+        with pytest.raises(CheckpointError, match=said):
+            distill(teachers.ntl, student, synthesizer=SYNTHESIZERS["dfq"](), iterations=7, seed=3, eval_every=1, checkpoint=tmp_path / "run")
+
+
+def test_another_version_of_torch_is_another_run(teachers, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", stop=2)
+    monkeypatch.setattr("atesc.checkpoint.versions", lambda: {"atesc": "0.1.0", "torch": "9.9"})
+    with pytest.raises(CheckpointError, match="versions.torch is .* there, 9.9 here"):
+        run(teachers.ntl, tmp_path / "run")
+
+
+def test_damaged_checkpoints_are_refused_and_left(teachers, tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, path, stop=2)
+    whole = path.read_bytes()
+    kept = torch.load(path, weights_only=True)
+    for name in ("run", "step", "state", "random"):
+        torch.save({k: v for k, v in kept.items() if k != name}, path)
+        with pytest.raises(CheckpointError, match=f"damaged .KeyError: '{name}'"):
+            run(teachers.ntl, path)
+    torch.save({**kept, "state": {**kept["state"], "pool": None}}, path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(teachers.ntl, path)
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=str(path)):
+            run(teachers.ntl, path)
+        assert path.read_bytes() == content
+
+
+def test_a_run_that_is_under_way_has_its_checkpoint_for_itself(teachers, tmp_path):
+    def second(student):
+        with pytest.raises(StorageError, match="another run uses this checkpoint"):
+            run(teachers.ntl, tmp_path / "run")
+        return {}
+
+    run(teachers.ntl, tmp_path / "run", evaluate=second)
+
+
+@dataclass
+class Bare(PlainKD):
+    """A loss of somebody who has not heard of checkpoints, and of one who remembers."""
+
+    def update(self, new, pool):
+        self.seen = getattr(self, "seen", 0) + len(new)
+
+    def report(self):
+        return {"seen": self.seen}
+
+
+def test_what_an_objective_sets_on_itself_is_kept(teachers, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "bare", Bare)
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", objective="bare", stop=3)
+    result = run(teachers.ntl, tmp_path / "run", objective="bare")
+    assert [point["seen"] for point in result.curve] == [16 * (n + 1) for n in range(7)]
+
+
+def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatch):
+    class Fixed:
+        generator = torch.nn.Identity()
+
+        def sample(self, n):
+            return torch.rand(n, 3, 8, 8)
+
+    monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
+    with pytest.raises(InputError, match=r"a checkpoint needs synthesizer.state_dict\(\), which Fixed does not have"):
+        run(teachers.ntl, tmp_path / "run", synthesizer="fixed")
+
+
+class AtStep(SmallVGG):
+    """A network that asks for a stop in its n-th batch."""
+
+    at = 0
+
+    def forward(self, images):
+        if self.training and self.at:
+            self.at -= 1
+            if not self.at:
+                signal.raise_signal(signal.SIGINT)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("train", [train_sl, train_ntl])
+def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
+    """In the middle of an epoch and at its end; there are two batches in one."""
+    config, path = TeacherConfig(epochs=4), tmp_path / "teacher"
+    whole = train(task, SmallVGG("8 M 8", 4), config)
+    model = AtStep("8 M 8", 4)
+    model.at = batch
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {batch}; "):
+        train(task, model, config, checkpoint=path)
+    again = train(task, AtStep("8 M 8", 4), config, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(CheckpointError, match="config.epochs is 4 there, 5 here"):
+        train(task, AtStep("8 M 8", 4), TeacherConfig(epochs=5), checkpoint=path)
+    brighter = replace(task, id=replace(task.id, train=replace(task.id.train, images=task.id.train.images.sqrt())))
+    with pytest.raises(CheckpointError, match="data is"):
+        train(brighter, AtStep("8 M 8", 4), config, checkpoint=path)
+
+
+def test_sigkill_at_random_moments():
+    """In processes of their own. `tests/kills.py` tells what each went on from."""
+    done = subprocess.run([sys.executable, ROOT / "tests/kills.py", "20"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    print(done.stdout)
+    assert counts["killed"] == counts["went on"] == counts["same"] == 20 and counts["records lost or doubled"] == 0
+    assert counts["from a checkpoint"] >= 5
+
+
+def test_a_splitter_without_estimates_has_no_state():
+    assert Splitter().state_dict() == {}
