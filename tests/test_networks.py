@@ -204,7 +204,8 @@ def test_saved_and_rebuilt(name, settings, tmp_path):
 
 def test_a_file_of_another_width_does_not_fit(tmp_path):
     path = save_model(build_network("vgg11", 5, width=1 / 8), tmp_path / "vgg.safetensors")
-    with pytest.raises(WeightsError, match=r"vgg.safetensors does not fit: 'features.0.weight' has shape \[8, 3, 3, 3\], the network's has \[16, 3, 3, 3\]"):
+    text = r"vgg.safetensors does not fit: 'features.0.weight' has shape \[8, 3, 3, 3\], the network's has \[16, 3, 3, 3\]"
+    with pytest.raises(WeightsError, match=text):
         load_model(path, build_network("vgg11", 5, width=1 / 4))
 
 

@@ -105,14 +105,14 @@ def test_any_module_is_a_teacher_and_a_student(make):
 
 def test_distillation_teaches(teachers):
     """On fresh synthetic images the student comes much closer to its teacher than it was."""
-    student, synthesizer = SmallVGG("8 M 8", 4, seed=5), dfq()
+    teacher, student, synthesizer = teachers.sl, SmallVGG("8 M 8", 4, seed=5), dfq()
 
     def distance(images):
-        with torch.no_grad(), frozen(student), frozen(teachers.sl):
-            return kl_divergence(teachers.sl(images), student(images)).mean().item()
+        with torch.no_grad(), frozen(student), frozen(teacher):
+            return kl_divergence(teacher(images), student(images)).mean().item()
 
     before = distance(synthesizer.sample(256))
-    distill(teachers.sl, student, synthesizer=synthesizer, iterations=40)
+    distill(teacher, student, synthesizer=synthesizer, iterations=40)
     assert distance(synthesizer.sample(256)) < 0.5 * before
 
 
