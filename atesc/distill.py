@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, began_as, described, fingerprint
+from .checkpoint import Checkpoint, began_as, described, fingerprint, from_bytes, to_bytes
 from .core import Diverged, InputError, check_images, check_range, check_types, memory_for, progress, seeded
 from .cmi import random_view
 from .escape import Objective, PlainKD
@@ -222,15 +222,20 @@ def distill(
         source = getattr(synthesizer, "config", synthesizer)  # has the batch size
 
         def state() -> dict[str, Any]:
-            so_far = {"curve": result.curve, "passes": asdict(result.passes), "seconds": result.seconds}
+            kept = [{name: value for name, value in point.items() if isinstance(value, (Tensor, dict, list))} for point in result.curve]
+            told = [{name: value for name, value in point.items() if name not in tensors} for point, tensors in zip(result.curve, kept)]
+            so_far = {"told": to_bytes(told), "kept": kept if any(kept) else [], "passes": asdict(result.passes), "seconds": result.seconds}
             return {**{name: part.state_dict() for name, part in parts.items()}, "objective": objective.state_dict(), "so far": so_far}
 
         def restore(state: dict[str, Any]) -> None:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             objective.resume(images, num_classes, state["objective"])
-            result.curve, result.seconds = state["so far"]["curve"], state["so far"]["seconds"]
-            vars(result.passes).update(state["so far"]["passes"])
+            so_far = state["so far"]
+            told = from_bytes(so_far["told"])
+            result.curve = [{**point, **tensors} for point, tensors in zip(told, so_far["kept"] or [{}] * len(told))]
+            result.seconds = so_far["seconds"]
+            vars(result.passes).update(so_far["passes"])
 
         with count_passes(teacher) as result.passes:
             kept.resume(device, restore)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from atesc.checkpoint import CheckpointError, fingerprint
 from atesc.cmi import CMI, CMIConfig
 from atesc.core import InputError
 from atesc.decoy import DecoyConfig, Decoys
-from atesc.distill import DistillConfig, distill
+from atesc.distill import DistillConfig, Watch, distill
 from atesc.escape import ATEsc, CalibratedKD, PlainKD
 from atesc.files import StorageError
 from atesc.generator import BigGANGenerator, DCGANGenerator
@@ -22,7 +23,7 @@ from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
 from atesc.networks import SmallVGG
 from atesc.rivals import CalibratedSplitter, FeatureSplitter, RandomSplitter
 from atesc.splitter import PGDSplitter, Splitter
-from atesc.synthesis import DFQ, DFQConfig
+from atesc.synthesis import DFQ, Batch, DFQConfig
 from atesc.teacher import TeacherConfig, train_ntl, train_sl
 
 ROOT = Path(__file__).parents[1]
@@ -286,3 +287,32 @@ def test_sigkill_at_random_moments():
 
 def test_a_splitter_without_estimates_has_no_state():
     assert Splitter().state_dict() == {}
+
+
+@dataclass
+class NotTrained(PlainKD):
+    """Nothing is learnt, in no time."""
+
+    def loss(self, student, batch):
+        return 0 * student(batch.images[:2]).sum()
+
+
+def test_a_long_curve_with_numbers_of_every_kind_is_kept(teachers, tmp_path, monkeypatch):
+    """Points with a tensor, and a hundred thousand numbers; what comes back is the same."""
+    monkeypatch.setitem(OBJECTIVES, "still", NotTrained)
+
+    def numbers(student):
+        return {"iacc": 99.5, "nothing": None, "of numpy": np.float32(0.5), "list": [1, 2.5], "tensor": torch.arange(3), "name": "über"}
+
+    changes = {"objective": "still", "evaluate": numbers}
+    whole = run(teachers.ntl, tmp_path / "run", **changes)
+    again = run(teachers.ntl, tmp_path / "run", **changes)
+    assert [list(point) for point in again.curve] and len(again.curve) == 7
+    for a, b in zip(whole.curve, again.curve):
+        assert a.keys() == b.keys() and torch.equal(a["tensor"], b["tensor"]) and all(a[name] == b[name] for name in a if name != "tensor")
+    monkeypatch.setattr(DFQ, "update", lambda self, teacher, student, judge: Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2)))
+    monkeypatch.setattr(Watch, "look", lambda *args: None)
+    many = {f"measure {k}": k / 100 for k in range(100)}
+    changes |= {"evaluate": lambda student: many, "iterations": 1_000, "checkpoint_every": 1_000, "config": DistillConfig(student_steps=1, batch_size=2, pool=2)}
+    run(teachers.ntl, tmp_path / "long", **changes)
+    assert run(teachers.ntl, tmp_path / "long", **changes).curve[-1] == {"iteration": 1_000, **many}
