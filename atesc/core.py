@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AtescError', 'ConfigError', 'InputError', 'WrongType', 'MissingData', 'Diverged', 'shown', 'nearest', 'choose',
-           'choose_all', 'check_is', 'check_path', 'check_types', 'configure', 'check_range', 'check_images',
-           'check_weights', 'check_logits', 'answers', 'seeded', 'pick_device', 'progress', 'versions', 'commit',
-           'device_name', 'as_config', 'provenance']
+           'choose_all', 'check_is', 'check_list', 'check_some', 'check_path', 'check_types', 'configure',
+           'check_range', 'check_images', 'check_weights', 'check_logits', 'answers', 'seeded', 'pick_device',
+           'progress', 'versions', 'commit', 'device_name', 'as_config', 'provenance']
 
 # %% ../nbs/00_core.ipynb #c003
 import difflib
@@ -16,7 +16,7 @@ import platform
 import random
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import datetime, timezone
@@ -111,6 +111,29 @@ def check_is(
         if isinstance(value, type):
             raise WrongType(f"{name} must be an instance of {accepted}, got the class {value.__name__}")
         raise WrongType(f"{name} must be of type {accepted}, got {shown(value)} ({type(value).__name__})")
+    return value
+
+
+def check_list(
+    name: str,  # the argument, as it should appear in the message
+    value: Any,  # what was given
+    *kinds: type,  # what its items must be
+) -> Any:  # `value`, unchanged
+    "Raise `WrongType` unless `value` is a list or a tuple of instances of `kinds`; one alone in place of a list of them is told so."
+    if isinstance(value, kinds):
+        raise WrongType(f"{name} must be a list, got a single {type(value).__name__}; put it in brackets")
+    for item in check_is(name, value, list, tuple):
+        check_is(f"{name}: each item", item, *kinds)
+    return value
+
+
+def check_some(
+    name: str,  # the argument, as it should appear in the message
+    value: Sized,  # what was given
+) -> Any:  # `value`, unchanged
+    "Raise `InputError` when there is nothing in it."
+    if not len(value):
+        raise InputError(f"{name} must not be empty")
     return value
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .core import AtescError, check_is, check_path, nearest, shown
+from .core import AtescError, check_is, check_list, check_path, nearest, shown
 from .files import locked, storing, write_file
 
 # %% ../nbs/00_records.ipynb #r005
@@ -89,8 +89,9 @@ def append_records(
 ) -> Path:  # the path
     "Add `records` to the file, one JSON object a line, in one step; lines already there are kept, a torn one in PATH.torn."
     path = check_path("path", path)
-    for record in check_is("records", records, list, tuple):
-        check_is("records: each", record, dict)
+    check_list("records", records, dict)
+    if path.is_dir():
+        raise RecordError(f"path must be a file of records, got the folder {str(path)!r}")
     try:
         new = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
         _parse(path, new)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .core import check_images, check_logits, check_range, check_types
+from .core import answers, check_images, check_is, check_range, check_some, check_types
 from .networks import frozen
 
 # %% ../nbs/06_splitter.ipynb #c006
@@ -51,9 +51,9 @@ class Splitter:
         images: Tensor,  # [N, C, H, W] in [0,1]
     ) -> Split:  # fragile mask and scores
         "Split images, with these images' own threshold."
-        images = check_images(images).detach().requires_grad_()
-        with frozen(teacher), torch.enable_grad():
-            logits = check_logits(teacher(images), len(images), name="teacher")
+        images = check_some("images", check_images(images)).detach().requires_grad_()
+        with frozen(check_is("teacher", teacher, nn.Module)), torch.enable_grad():
+            logits = answers(teacher, images, "teacher")
             score = self.score(teacher, images, logits)
         return Split(score < self.threshold(score, logits.argmax(1)), score)
 
@@ -175,16 +175,18 @@ def radius(
     steps: int = 3,  # gradient steps at each eps
 ) -> Tensor:  # [N], the smallest eps of the grid that flips the prediction; infinity if none does
     "Per-sample adversarial radius (an upper bound) by one sweep of PGD over rising eps."
-    check_range("steps", steps, 1)
+    check_range("steps", steps, 1, whole=True)
+    for low, high in zip((0.0, *check_some("grid", check_is("grid", grid, tuple))), (*grid, 1.0)):
+        check_range("grid, which rises: each eps", high, low, 1)
     images = check_images(images).detach()
     edges = torch.tensor(grid, device=images.device)
     found = torch.full((len(images),), float("inf"), device=images.device)
     active = torch.arange(len(images), device=images.device)
     points, level = images, torch.full((len(images),), -1, device=images.device)  # level: place in the grid
     taken = torch.zeros_like(level)  # steps at this level
-    with frozen(teacher):
+    with frozen(check_is("teacher", teacher, nn.Module)):
         with torch.no_grad():
-            labels = check_logits(teacher(images), len(images), name="teacher").argmax(1)
+            labels = answers(teacher, images, "teacher").argmax(1)
         while len(active):
             logits, gradient = ascend(teacher, points, labels[active])
             flipped = logits.argmax(1) != labels[active]
