@@ -100,7 +100,7 @@ def auroc(
     ood: Tensor,  # bool [N]
 ) -> float | None:  # 0 to 1; None when all images are of one side
     "Chance that an OOD image has a higher score than an ID image."
-    if check_is("ood", ood, Tensor).shape != check_is("scores", scores, Tensor).shape or ood.dtype != torch.bool:
+    if check_is("scores", scores, Tensor).shape != check_is("ood", ood, Tensor).shape or ood.dtype != torch.bool:
         raise InputError(f"ood must be bool, one for each of {len(scores)} scores, got {ood.dtype} of shape {list(ood.shape)}")
     if ood.all() or not ood.any():
         return None

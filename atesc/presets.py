@@ -63,11 +63,10 @@ class Preset:
 
     def __post_init__(self):
         check_types(self)
-        for task in check_some("Preset.tasks", self.tasks):
-            check_task(task)
-        for name in ("teacher_network", "student_network"):
+        networks = [(name, check_network, getattr(self, name)) for name in ("teacher_network", "student_network")]
+        for name, check, value in [*(("tasks", check_task, task) for task in check_some("Preset.tasks", self.tasks)), *networks]:
             try:
-                check_network(getattr(self, name))
+                check(value)
             except ConfigError as error:
                 raise ConfigError(f"Preset.{name}: {error}") from error
         choose("generator", self.generator, GENERATORS)

@@ -141,6 +141,7 @@ def plot_images(
 # %% ../nbs/17_report.ipynb #c019
 def plot_classes(records: Sequence[Record]) -> Figure:
     "Figure: share of synthetic images a class, plain baseline, SL against NTL teacher; bars are means over seeds."
+    title = caption(records)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 2.6))
         for i, (teacher, colour) in enumerate((("sl", "#bbbbbb"), ("ntl", "#333333"))):
@@ -153,7 +154,7 @@ def plot_classes(records: Sequence[Record]) -> Figure:
             axis.bar(torch.arange(1, len(share) + 1) + 0.4 * (i - 0.5), share, 0.4, color=colour, label=f"{TEACHERS[teacher]} teacher")
         axis.set(xlabel="class, ranked by its share", ylabel="synthetic images, %")
         axis.legend()
-        figure.suptitle(caption(records))
+        figure.suptitle(title)
     return figure
 
 # %% ../nbs/17_report.ipynb #c022

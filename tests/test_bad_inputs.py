@@ -1,8 +1,14 @@
 """Mistakes that users make, in one table: each ends in the package's own error, in one line, with the argument named."""
 import math
 import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +20,7 @@ from torch import nn
 from atesc import core, tasks
 from atesc.cli import parse_value, plan_all, run_all, run_experiment
 from atesc.cmi import CMI, CMIConfig
+from atesc.command import main as command
 from atesc.core import AtescError, configure
 from atesc.criteria import auroc, criteria_table, measure_scores, plot_criteria, ranking, scores_after
 from atesc.decoy import DecoyConfig
@@ -154,7 +161,7 @@ SETTINGS = [  # of configurations: a wrong type, out of range, or neither number
     (Question, "factor", [0, INF]),
     (Question, "rule", ["pdg", None]),
     (Question, "student", [3, "ntl-plane"]),
-    (Preset, "task", [(), "debug->debug_ood", ["debug->debug_ood"], ("debug->debug_odd",), (3,)]),
+    (Preset, "tasks", [(), "debug->debug_ood", ["debug->debug_ood"], ("debug->debug_odd",), (3,)]),
     (Preset, "size", [7, 10, 128, 16.0]),
     (Preset, "teacher_network", ["vgg12", "", None]),
     (Preset, "student_network", ["resnet81", 18]),
@@ -499,4 +506,161 @@ def test_a_mistake_is_refused_in_one_line_that_names_the_argument(mistake, here)
 
 def test_the_table_is_as_long_as_it_says():
     assert len(CALLS) >= 170 and len(CASES) >= 350
-    assert len({kind for kind, *_ in SETTINGS}) == 18
+    assert len({kind for kind, *_ in SETTINGS}) == 19
+
+
+RUN = ["run", "ood_trap", "--preset", "debug"]
+REFUSED = {  # what is typed -> what the line says
+    "no command": ([], "required: list|run"),
+    "an unknown command": (["rnu"], "'rnu'"),
+    "an empty command": ([""], "''"),
+    "a command of 100,000 letters": (["x" * 10**5], "invalid choice"),
+    "no experiment": (["run"], "experiment"),
+    "two experiments": (["run", "ood_trap", "close_set"], "close_set"),
+    "an unknown experiment": (["run", "ood-trap"], "Did you mean 'ood_trap'?"),
+    "an experiment's path": (["run", "nbs/experiments/ood_trap.ipynb"], "unknown experiment"),
+    "an empty experiment": (["run", ""], "unknown experiment ''"),
+    "an experiment with a new line": (["run", "ood_trap\nclose_set"], r"'ood_trap\nclose_set'"),
+    "an experiment in colour": (["run", "\x1b[31mood_trap"], r"\x1b[31mood_trap"),
+    "an experiment not in UTF-8": (["run", os.fsdecode(b"ood\xff")], r"ood\udcff"),
+    "an experiment in Greek": (["run", "Παγίδα"], "unknown experiment 'Παγίδα'"),
+    "an unknown preset": (["run", "ood_trap", "--preset", "digts"], "Did you mean 'digits'?"),
+    "an empty preset": (["run", "ood_trap", "--preset", ""], "unknown preset ''"),
+    "no preset": (["run", "ood_trap", "--preset"], "--preset"),
+    "an unknown option": ([*RUN, "--sed", "1"], "Did you mean '--seed'?"),
+    "an unknown option with =": ([*RUN, "--oot=x"], "Did you mean '--out'?"),
+    "an option that list has not": (["list", "--colour"], "--colour"),
+    "an option with a new line": ([*RUN, "--a\nb"], r"--a\nb"),
+    "an unknown parameter": ([*RUN, "-p", "iteration", "3"], "Did you mean 'iterations'?"),
+    "a parameter without a name": ([*RUN, "-p", "", "3"], "unknown parameter ''"),
+    "a parameter without a value": ([*RUN, "-p", "iterations"], "-p"),
+    "a parameter as NAME=VALUE": ([*RUN, "-p", "iterations=3"], "-p"),
+    "half an iteration": ([*RUN, "-p", "iterations", "2.5"], "parameter iterations takes int, got '2.5'"),
+    "iterations in words": ([*RUN, "-p", "iterations", "many"], "parameter iterations takes int, got 'many'"),
+    "iterations in hexadecimal": ([*RUN, "-p", "iterations", "0x10"], "parameter iterations takes int"),
+    "iterations without a number": ([*RUN, "-p", "iterations", ""], "parameter iterations takes int, got ''"),
+    "negative iterations": ([*RUN, "-p", "iterations", "-3"], "iterations must be at least 1, got -3"),
+    "iterations of 5,000 digits": ([*RUN, "-p", "iterations", "9" * 5000], "parameter iterations takes int"),
+    "an unknown task": ([*RUN, "-p", "task", "debug->debug_odd"], "Did you mean 'debug->debug_ood'?"),
+    "a task with a zero byte": ([*RUN, "-p", "task", "folder:a\0->digits"], "parameter task"),
+    "a task with a new line": ([*RUN, "-p", "task", "debug->\ndebug_ood"], "parameter task"),
+    "a task not in UTF-8": ([*RUN, "-p", "task", os.fsdecode(b"folder:\xff->digits")], "parameter task"),
+    "a device that is none": ([*RUN, "-p", "device", "gpu"], "unknown device 'gpu'"),
+    "the 99th device": ([*RUN, "-p", "device", "cuda:99"], "device 'cuda:99'"),
+    "a negative seed": ([*RUN, "--seed", "-1"], "parameter seed must be"),
+    "a huge seed": ([*RUN, "--seed", "4294967296"], "parameter seed must be"),
+    "a seed of infinity": ([*RUN, "--seed", "1e9999"], "parameter seed takes int, got '1e9999'"),
+    "an empty seed": ([*RUN, "--seed", ""], "parameter seed takes int, got ''"),
+    "a seed that is a bool": ([*RUN, "--seed", "True"], "parameter seed takes int"),
+    "two seeds": ([*RUN, "--seed", "0 1"], "parameter seed takes int, got '0 1'"),
+    "an empty out": ([*RUN, "--out", ""], "out must be the name of a file or a folder, got ''"),
+    "out with a zero byte": ([*RUN, "--out", "a\0b"], "parameter out"),
+    "out with a new line": ([*RUN, "--out", "a\nb"], "parameter out"),
+    "out not in UTF-8": ([*RUN, "--out", os.fsdecode(b"\xff")], "parameter out"),
+    "out is a file": ([*RUN, "--out", __file__], "out "),
+    "out is inside a file": ([*RUN, "--out", f"{__file__}/o"], "a part of the path is a file"),
+    "out is of the kernel's": ([*RUN, "--out", "/proc/atesc"], "out '/proc/atesc' cannot be written to"),
+    "out is too long": ([*RUN, "--out", "x" * 300], "out "),
+    "out twice": ([*RUN, "--out", "a", "-p", "out", "b"], "out is given twice"),
+    "out as an empty parameter": ([*RUN, "-p", "out", ""], "out must be the name"),
+    "all with a seed": (["run", "all", "--preset", "debug", "--seed", "3"], "-p seeds 3"),
+    "all with a seed as a parameter": (["run", "all", "--preset", "debug", "-p", "seed", "3"], "-p seeds 3"),
+    "all with no seeds": (["run", "all", "--preset", "debug", "-p", "seeds", "0"], "seeds must be at least 1"),
+    "all with an unknown parameter": (["run", "all", "--preset", "debug", "-p", "sedes", "2"], "Did you mean 'seeds'?"),
+    "all with half an iteration": (["run", "all", "--preset", "debug", "-p", "iterations", "2.5"], "parameter iterations takes int"),
+    "all with an unknown preset": (["run", "all", "--preset", "debgu"], "Did you mean 'debug'?"),
+    "all into a file": (["run", "all", "--preset", "debug", "--out", __file__], "cannot be written to"),
+}
+
+
+def typed(args, capsys):
+    """The command in this process: exit code, and the lines on stderr."""
+    try:
+        code = command(args)
+    except SystemExit as stopped:  # how argparse ends
+        code = stopped.code
+    return code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, here, capsys):
+    args, said = REFUSED[mistake]
+    code, lines = typed(args, capsys)
+    assert code == 2 and len(lines) == 1, lines
+    assert lines[0].startswith("atesc: ") and said in lines[0] and lines[0].isprintable() and len(lines[0]) < 420, lines
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize(
+    "source, code, said",
+    [
+        ("from atesc.records import RecordError\nraise RecordError('x.jsonl, line 3: torn')", 2, "atesc: x.jsonl, line 3: torn"),
+        ("from atesc.core import Diverged\nraise Diverged('the loss is\\nnan')", 2, "atesc: the loss is nan"),
+        ("raise RuntimeError('first\\nsecond')", 1, "atesc: the notebook failed: RuntimeError: first"),
+        ("raise ValueError", 1, "atesc: the notebook failed: ValueError: "),
+        ("{}['seconds']", 1, "atesc: the notebook failed: KeyError: 'seconds'"),
+        ("import os\nos.kill(os.getpid(), 9)", 1, "atesc: the notebook failed: its process died"),
+    ],
+)
+def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, monkeypatch):
+    cells = [nbformat.v4.new_code_cell('preset: str = "debug"\nseed: int = 0\nout: str = ""', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(source)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    (here / "nbs").mkdir()
+    nbformat.write(notebook, here / "nbs/failing.ipynb")
+    monkeypatch.setattr("atesc.cli.experiments", lambda: {"failing": here / "nbs/failing.ipynb"})
+    got, lines = typed(["run", "failing", "--out", "o"], capsys)
+    assert got == code and len(lines) == 1 and lines[0].startswith(said), lines
+    assert sorted(os.listdir(here)) == ["nbs", "o"] and os.listdir(here / "o") == ["failing.ipynb"]
+
+
+def test_a_fault_of_the_commands_own_is_one_line(here, capsys, monkeypatch):
+    monkeypatch.setattr("atesc.cli.list_all", lambda: {}["x"])
+    code, lines = typed(["list"], capsys)
+    assert code == 1 and len(lines) == 1
+    assert lines[0].startswith("atesc: KeyError: 'x' (test_bad_inputs.py, line ") and "please report it" in lines[0]
+
+
+COMMAND = [sys.executable, "-c", "import sys; from atesc.command import main; sys.exit(main())"]
+
+
+def process(args, shell="", **more):
+    """The command as a process of its own, its arguments as bytes; `shell` follows them."""
+    line = b" ".join(shlex.quote(os.fsdecode(arg)).encode(errors="surrogateescape") for arg in [*COMMAND, *args])
+    done = subprocess.run(["bash", "-c", line + b" " + shell.encode()], capture_output=True, stdin=subprocess.DEVNULL, **more)
+    return done.returncode, done.stdout.decode(), done.stderr.decode().splitlines()
+
+
+@pytest.mark.parametrize("args", [["run", "ood_trp"], ["run", b"\xff\n"], [*RUN, "--out", b"\xff"], [*RUN, "--seed", "-1"], ["--", "-p"]])
+def test_a_process_that_is_refused_says_one_line(args, here):
+    code, out, lines = process(args, cwd=here)
+    assert (code, out, len(lines)) == (2, "", 1) and lines[0].startswith("atesc: ") and lines[0].isprintable(), lines
+    assert os.listdir(here) == []
+
+
+def test_a_package_that_is_not_installed_is_one_line():
+    program = "import sys; sys.modules['papermill'] = None; from atesc.command import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "atesc: the package 'papermill' is not installed; the command needs all of: pip install 'atesc[notebooks]'\n"
+
+
+def test_nobody_reads_what_is_printed(here):
+    assert process(["list"], "| head -0; exit ${PIPESTATUS[0]}", cwd=here) == (141, "", [])
+    assert process(["list"], ">&-", cwd=here) == (0, "", [])
+    code, out, lines = process(["list"], "> /dev/full", cwd=here)
+    assert (code, out, len(lines)) == (1, "", 1) and "No space left on device" in lines[0]
+
+
+@pytest.mark.parametrize("args, wait", [(["list"], 0.7), ([*RUN, "--out", "o", "-p", "iterations", "100000"], None)])
+def test_ctrl_c_is_one_line(args, wait, here):
+    """While torch is imported, and while the notebook runs; its kernel goes too."""
+    with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here, stdin=subprocess.DEVNULL) as running:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and (wait is None and not (here / "o/teachers").exists()):
+            time.sleep(0.1)
+        time.sleep(wait or 1)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.splitlines() == ["atesc: stopped; the same command goes on where it stopped"]
+    assert os.listdir(here) == ([] if wait else ["o"])
