@@ -20,7 +20,7 @@ from .core import as_config
 from .criteria import PANELS, aurocs
 from .report import STYLE, caption, draw_curve, subject
 from .splitter import PGDSplitter, RadiusSplitter
-from .tables import COLUMNS, GAP, TEACHERS, Record, clear, mean_std, measures, select
+from .tables import COLUMNS, GAP, TEACHERS, Record, clear, first_of, mean_std, measures, select
 
 # %% ../nbs/24_analyses.ipynb #c006
 CONTENT = {  # student -> teacher, type of its objective
@@ -63,7 +63,7 @@ def plot_content(
                     draw_curve(axis, mine, field, title)
             axis.set(xlabel="iteration", ylabel=COLUMNS[field], ylim=(-3, 103))
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-        figure.suptitle(f"{records[0]['baseline'].upper()} · {caption(records)}\nlines: means, bands: one standard deviation", fontsize=9)
+        figure.suptitle(f"{first_of(records)['baseline'].upper()} · {caption(records)}\nlines: means, bands: one standard deviation", fontsize=9)
     return figure
 
 # %% ../nbs/24_analyses.ipynb #c009
@@ -118,8 +118,8 @@ def plot_auroc(
         for axis in axes[:, 0]:
             axis.set_ylabel("AUROC of OOD against ID")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-        n = {part: min(most, sum(records[0]["radius"][part])) for part, most in SCORED.items()}
-        what = f"{records[0]['baseline'].upper()} · {subject(records)}"
+        n = {part: min(most, sum(first_of(records)["radius"][part])) for part, most in SCORED.items()}
+        what = f"{first_of(records)['baseline'].upper()} · {subject(records)}"
         figure.suptitle(f"{what} · n = {n['id']} ID, {n['ood']} OOD, {n['synthetic']} synthetic images a seed; means over seeds", fontsize=9)
     return figure
 
@@ -235,7 +235,7 @@ def plot_failures(
                 panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.27))
         for panel in panels[:, 0]:
             panel.set_ylabel("IAcc %")
-        figure.suptitle(f"{subject(records)} · DFQ · n = {sum(records[0]['radius']['id'])} ID test images · x: first right warning of a run")
+        figure.suptitle(f"{subject(records)} · DFQ · n = {sum(first_of(records)['radius']['id'])} ID test images · x: first right warning of a run")
     return figure
 
 

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'ALL', 'WHOLE', 'experiments', 'subtitle', 'parse_value', 'parse_parameters', 'Step', 'plan_all',
-           'students_of', 'minutes_left', 'share_teachers', 'run_all', 'run_experiment', 'list_all', 'aligned',
-           'Parser', 'parser', 'main']
+           'students_of', 'minutes_left', 'share_teachers', 'run_all', 'check_out', 'run_experiment', 'list_all',
+           'aligned', 'line', 'Parser', 'parser', 'mute', 'refusals', 'obey', 'main']
 
 # %% ../nbs/18_cli.ipynb #c003
 import argparse
 import logging
+import math
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -20,10 +23,11 @@ from typing import Any, NamedTuple, NoReturn
 import nbformat
 import pandas as pd
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 import atesc
-from .core import AtescError, ConfigError, choose, pick_device
+from .core import AtescError, ConfigError, check_list, check_path, check_range, choose, nearest, pick_device, shown
 from .files import writable_dir
 from .records import load_records, record_key
 from .presets import PRESETS, Preset, load_preset
@@ -57,11 +61,16 @@ def parse_value(
     text: str,  # as typed
     kind: str,  # "str", "int" or "float"
 ) -> Any:  # the value
-    "Convert a parameter's text; the wrong type raises `ConfigError`."
+    "Convert a parameter's text; the wrong type, no number, or what cannot stand in a notebook raises `ConfigError`."
+    if not isinstance(text, str) or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text):
+        raise ConfigError(f"parameter {name} takes text of one line in UTF-8, got {shown(text)}")
     try:
-        return TYPES[kind](text)
+        value = TYPES[kind](text)
     except ValueError as error:
-        raise ConfigError(f"parameter {name} takes {kind}, got {text!r}") from error
+        raise ConfigError(f"parameter {name} takes {kind}, got {shown(text)}") from error
+    if kind == "float" and not math.isfinite(value):
+        raise ConfigError(f"parameter {name} must be finite, got {shown(text)}")
+    return value
 
 
 def parse_parameters(
@@ -70,6 +79,9 @@ def parse_parameters(
 ) -> dict[str, Any]:  # name -> value
     "Check names and types against what the notebook declares."
     declared = papermill.inspect_notebook(str(notebook))
+    for pair in check_list("parameters", list(given), tuple):
+        if len(pair) != 2:
+            raise ConfigError(f"parameters must be pairs of a name and a text, got {shown(pair)}")
     return {
         choose("parameter", name, declared): parse_value(name, text, declared[name]["inferred_type_name"])
         for name, text in given
@@ -98,6 +110,11 @@ def plan_all(
 ) -> list[Step]:
     "What `atesc run all` runs; a parameter that no notebook declares raises `ConfigError`."
     settings, steps, heard = load_preset(preset), [], set()
+    for name in ("preset", "seed"):
+        if name in dict(parameters):
+            raise ConfigError(f"parameter {name}: `run all` takes --preset, and seeds from 0 on; their number is a parameter, as in -p seeds 3")
+    count = parse_value("seeds", dict(parameters).get("seeds", "5"), "int")
+    check_range("parameter seeds", count, 1)
     notebooks = {name: path for name, path in experiments().items() if name in ALL}
     for name in sorted(notebooks, key=ALL.index):
         kind = name.replace("_", "-")
@@ -106,9 +123,9 @@ def plan_all(
         declared = papermill.inspect_notebook(str(notebooks[name]))
         heard |= set(declared)
         mine = [(key, value) for key, value in parameters if key in declared]
+        parse_parameters(notebooks[name], mine)
         mine += [(key, str(out)) for key in ("shared", "results") if key in declared]
-        seeds = int(dict(parameters).get("seeds", 5)) if name == "ood_trap" else 1
-        folders = [out / name / preset / f"seed-{seed}" for seed in range(seeds)] if name == "ood_trap" else [out / name / preset]
+        folders = [out / name / preset / f"seed-{seed}" for seed in range(count)] if name == "ood_trap" else [out / name / preset]
         steps += [Step(name, seed, folder, mine) for seed, folder in enumerate(folders)]
     for name, _ in parameters:
         if name != "seeds":
@@ -160,8 +177,9 @@ def run_all(
 ) -> Path:  # the folder
     "Run every experiment, going on where the last call stopped."
     choose("preset", preset, PRESETS)
-    folder = writable_dir(out or Path("runs/all") / preset).resolve()
-    steps = plan_all(preset, folder, parameters)
+    folder = (check_out(out, parameters) or Path("runs/all") / preset).resolve()
+    steps = plan_all(preset, folder, [(name, text) for name, text in parameters if name != "out"])
+    writable_dir(folder)
     done = students_of((r for path in folder.rglob("records.jsonl") for r in load_records(path)), load_preset(preset))
     print(f"{len(steps)} notebooks into {folder}; {len(done)} students are on record there")
     rows = {name: minutes_left(name, preset, done) for name in dict.fromkeys(step.experiment for step in steps)}
@@ -176,6 +194,18 @@ def run_all(
     return folder
 
 # %% ../nbs/18_cli.ipynb #c009
+def check_out(
+    out: str | Path | None,  # folder; None: not given
+    parameters: list[tuple[str, str]],  # (name, text) pairs
+) -> Path | None:
+    "The folder that is asked for, by one way or the other, if it can be one."
+    named = dict(parameters).get("out")
+    if out is not None and named is not None:
+        raise ConfigError(f"out is given twice: {shown(str(out))}, and {shown(named)} as a parameter")
+    given = named if out is None else out
+    return None if given is None else check_path("out", parse_value("out", str(given), "str"))
+
+
 def run_experiment(
     experiment: str,  # its name
     preset: str = "digits",  # see `atesc list`
@@ -197,7 +227,7 @@ def run_experiment(
     default = Path("runs") / experiment / values["preset"]
     if "seeds" not in papermill.inspect_notebook(str(notebook)):  # an experiment of many seeds keeps them all in one folder
         default = default / f"seed-{values['seed']}"
-    folder = writable_dir(values.get("out") or out or default).resolve()
+    folder = writable_dir(check_out(out, parameters) or default).resolve()
     values["out"] = str(folder)
     if sys.stderr.isatty():
         os.environ["ATESC_TTY"] = os.ttyname(sys.stderr.fileno())
@@ -226,11 +256,24 @@ def aligned(frame: pd.DataFrame) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*padded))
 
 
+def line(message: str) -> str:
+    "What a terminal is told: one line, whatever was typed or went wrong, and not too long."
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+    return f"atesc: {text if len(text) <= 400 else f'{text[:300]} ... {text[-80:]}'}"
+
+
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line."
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"atesc: {message}\n")
+        self.exit(2, line(message) + "\n")
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple[argparse.Namespace, list[str]]:
+        "Refuse what is not known where it is known what would be."
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}.{nearest(rest[0].split('=')[0], re.findall(r'--[a-z]+', self.format_help()))}")
+        return found, rest
 
 
 def parser() -> Parser:
@@ -251,9 +294,22 @@ def parser() -> Parser:
     return top
 
 
-def main(argv: list[str] | None = None) -> int:  # exit code: 0 done, 1 the notebook failed, 2 wrong usage
-    "The `atesc` command."
-    args = parser().parse_args(argv)
+def mute() -> None:
+    "Throw away what could not be printed, or Python complains of it when it ends."
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def refusals(kind: type[AtescError] = AtescError) -> set[str]:
+    "The names of all kinds of `AtescError`, by which a kernel reports them."
+    return {kind.__name__}.union(*map(refusals, kind.__subclasses__()))
+
+
+def obey(args: argparse.Namespace) -> int:  # exit code
+    "Do what the command line says; what is refused or fails is one line."
     try:
         if args.command == "list":
             print(aligned(presets_table()) if args.presets else list_all())
@@ -263,10 +319,32 @@ def main(argv: list[str] | None = None) -> int:  # exit code: 0 done, 1 the note
             print(run_all(args.preset, args.out, [tuple(pair) for pair in args.p]))
         else:
             print(run_experiment(args.experiment, args.preset, args.seed, args.out, [tuple(pair) for pair in args.p]))
+        if sys.stdout:  # None: it was closed by whoever called
+            sys.stdout.flush()
+        return 0
     except AtescError as error:
-        print(f"atesc: {error}", file=sys.stderr)
-        return 2
+        said, code = str(error), 2
     except PapermillExecutionError as error:
-        print(f"atesc: the notebook failed: {error.ename}: {error.evalue}", file=sys.stderr)
-        return 2 if error.ename == ConfigError.__name__ else 1
-    return 0
+        first = next(iter(error.evalue.splitlines()), "")
+        said, code = (first, 2) if error.ename in refusals() else (f"the notebook failed: {error.ename}: {first}", 1)
+    except DeadKernelError:
+        said, code = "the notebook failed: its process died, as when memory runs out; the same command goes on where it stopped", 1
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        mute()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        first = next(iter(str(error).splitlines()), "")
+        said, code = f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno}); if nothing here is at fault, please report it", 1
+    print(line(said), file=sys.stderr)
+    return code
+
+
+def main(argv: list[str] | None = None) -> int:  # exit code: 0 done, 1 failed, 2 refused, 141 nobody reads what is printed
+    "The `atesc` command, once it is loaded."
+    try:
+        return obey(parser().parse_args(argv))
+    except BrokenPipeError:
+        mute()
+        return 141
+

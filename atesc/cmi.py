@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Diverged, check_range, check_types
+from .core import Diverged, check_is, check_range, check_types
 from .generator import check_classes, check_latent, conditional, synthesise
 from .networks import Observation, frozen, observe
 from .synthesis import Batch, DecoySource, Judge, batchnorm_loss, descend, drop_term, kl_divergence, with_decoys
@@ -198,7 +198,7 @@ class CMI(Inversion):
         generator: nn.Module,  # with latent vectors; a conditional one is asked for the targets; trained in place
         config: CMIConfig = CMIConfig(),  # of a round
     ):
-        super().__init__(check_latent(generator, "CMI"), config)
+        super().__init__(check_latent(generator, "CMI"), check_is("config", config, CMIConfig))
         self.contrast: Contrast | None = None  # made when the features' length is known
 
     def pair(self, teacher: nn.Module, images: Tensor, seen: Observation) -> tuple[Tensor, Tensor] | None:

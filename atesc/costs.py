@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .report import STYLE, subject
-from .tables import COLUMNS, Record, mean_std, measures, select
+from .tables import COLUMNS, Record, first_of, mean_std, measures, select
 from .variants import ESCAPE, PLAIN, Groups, lacking, paired
 
 # %% ../nbs/27_costs.ipynb #c006
@@ -63,7 +63,7 @@ def plot_costs(
             axis.set(xlabel="images through the teacher, times plain KD's", ylabel=COLUMNS[measure], ylim=(-3, 103))
             axis.locator_params(axis="x", nbins=5)
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside lower center")
-        n = {part: sum(every[0]["radius"][part]) for part in ("id", "ood")}
+        n = {part: sum(first_of(every)["radius"][part]) for part in ("id", "ood")}
         figure.suptitle(f"{subject(every)} · n = {n['id']} ID, {n['ood']} OOD test images; a mark a seed", fontsize=9)
     return figure
 
@@ -157,7 +157,7 @@ def plot_scaling(
             panel.set_xlabel(axis)
         panels[0, 0].set_ylabel("time / plain DFQ's")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
-        figure.suptitle(f"{subject(records)} · {records[0]['rounds']} rounds, median and range; grey line: 1.3", fontsize=9)
+        figure.suptitle(f"{subject(records)} · {first_of(records)['rounds']} rounds, median and range; grey line: 1.3", fontsize=9)
     return figure
 
 
@@ -179,6 +179,6 @@ def plot_profile(
         axis.set(xlabel="ms an iteration")
         axis.grid(False)
         figure.legend(fontsize=7, ncols=4, loc="outside lower center")
-        steps = records[0]["config"]["preset"]["distill"]["student_steps"]
-        figure.suptitle(f"{subject(records)} · {steps} student steps an iteration, median of {records[0]['rounds']} rounds", fontsize=9)
+        steps = first_of(records)["config"]["preset"]["distill"]["student_steps"]
+        figure.suptitle(f"{subject(records)} · {steps} student steps an iteration, median of {first_of(records)['rounds']} rounds", fontsize=9)
     return figure

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from .core import as_config
+from .core import InputError, as_config, check_is, check_list
 from .domain_eval import evenly
 from .networks import frozen
 from .report import STYLE, caption
@@ -28,7 +28,7 @@ from atesc.rivals import (
     CalibratedSplitter, ConfidenceSplitter, EntropySplitter, FeatureSplitter, GradientSplitter, LearningSplitter, RandomSplitter, afresh,
 )  # fmt: skip
 from .splitter import PGDSplitter, RadiusSplitter, Splitter
-from .tables import COLUMNS, GAP, MEASURES, TEACHERS, Record, mean_std, select
+from .tables import COLUMNS, GAP, MEASURES, TEACHERS, Record, first_of, mean_std, select
 from .tasks import Task
 
 # %% ../nbs/21_criteria.ipynb #c006
@@ -82,7 +82,7 @@ def scores_after(
     batch: int = 128,  # images at once
 ) -> Tensor:  # [N]
     "Scores of images by a splitter that has seen synthetic ones."
-    splitter, found = afresh(splitter), []
+    splitter, found = afresh(check_is("splitter", splitter, Splitter)), []
     learns = isinstance(splitter, LearningSplitter)
     with frozen(teacher), torch.enable_grad():
         for part in seen.split(batch) if learns else ():
@@ -100,6 +100,8 @@ def auroc(
     ood: Tensor,  # bool [N]
 ) -> float | None:  # 0 to 1; None when all images are of one side
     "Chance that an OOD image has a higher score than an ID image."
+    if check_is("scores", scores, Tensor).shape != check_is("ood", ood, Tensor).shape or ood.dtype != torch.bool:
+        raise InputError(f"ood must be bool, one for each of {len(scores)} scores, got {ood.dtype} of shape {list(ood.shape)}")
     if ood.all() or not ood.any():
         return None
     return float(roc_auc_score(ood.cpu().numpy(), scores.double().nan_to_num().cpu().numpy()))
@@ -114,7 +116,8 @@ def measure_scores(
     most: int = 1000,  # real test images of each domain, at most
 ) -> list[dict[str, Any]]:  # scoring, AUROC on real and on synthetic images
     "AUROC of OOD against ID for each score."
-    sides = [evenly(domain.test.images, most) for domain in (task.id, task.ood)]
+    check_list("splitters", splitters, Splitter)
+    sides = [evenly(domain.test.images, most) for domain in (check_is("task", task, Task).id, task.ood)]
     n, images = sum(map(len, sides)), torch.cat([*sides, synthetic])
     real_ood = torch.arange(n, device=images.device) >= len(sides[0])
     found = []
@@ -191,7 +194,7 @@ def criteria_table(
     records: Sequence[Record],  # of one task
 ) -> pd.DataFrame:  # one row per criterion, plain KD and control first
     "AUROC of OOD against ID, and the students, mean ± std over seeds."
-    ood, rows = MEASURES[records[0]["kind"]][-1], []
+    ood, rows = MEASURES[first_of(records)["kind"]][-1], []
     groups = [(f"(plain KD, {title} teacher)", select(records, teacher=teacher, method="plain")) for teacher, title in TEACHERS.items()]
     groups += [(title, of_criterion(records, name)) for name, title in CRITERIA.items()]
     for title, mine in groups:
@@ -208,7 +211,7 @@ def plot_criteria(
     records: Sequence[Record],  # of one task
 ) -> Figure:
     "Figure: AUROC of every criterion, and IAcc and OOD knowledge of its students; a mark per seed."
-    measures = ("iacc", MEASURES[records[0]["kind"]][-1])
+    measures = ("iacc", MEASURES[first_of(records)["kind"]][-1])
     looks = {panel: (mark, "#333333" if panel[1] == "synthetic" else "none") for panel, mark in zip(PANELS, "osos")}  # filled: synthetic
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(8, 3.6), sharey=True)
@@ -241,7 +244,7 @@ def ranking(
     records: Sequence[Record],  # of one task
 ) -> str:  # one sentence
     "The criteria from best to worst, as scores and as splits."
-    ood, parts = MEASURES[records[0]["kind"]][-1], []
+    ood, parts = MEASURES[first_of(records)["kind"]][-1], []
     of = {name: mine for name in CRITERIA if (mine := of_criterion(records, name))}
     values = {
         "AUROC on real images, NTL teacher": {name: aurocs(records, splitter_of(mine[0]), "ntl", "real") for name, mine in of.items()},

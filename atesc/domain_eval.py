@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from .core import InputError, check_images, check_range
+from .core import InputError, check_images, check_is, check_range, choose, shown
 from .domains import Domain, ImageSet
 from .metrics import accuracy, predict
 from .networks import build_network, frozen, observe
 from .presets import METHODS
 from .report import STYLE, short, subject
-from .tables import GAP, TEACHERS, Record, clear, mean_std, select, students
+from .tables import GAP, TEACHERS, Record, clear, first_of, mean_std, select, students
 from .tasks import Task, load_task
 from .teacher import TeacherConfig, train_sl
 
@@ -40,7 +40,7 @@ def evenly(
     most: int,  # at least 1
 ) -> Tensor:  # [min(N, most), ...]
     "At most so many rows, evenly spaced."
-    check_range("most", most, 1)
+    check_range("most", most, 1, whole=True)
     if len(images) <= most:
         return images
     return images[torch.linspace(0, len(images) - 1, most, device=images.device).long()]
@@ -51,6 +51,7 @@ def domain_task(
     most: int = 4000,  # images of each domain and part, at most
 ) -> Task:  # its ID domain holds images of both, labelled 0 (ID) and 1 (OOD)
     "The task of telling the two domains from each other."
+    check_is("task", task, Task)
 
     def both(part: str) -> ImageSet:
         pair = [getattr(domain, part).images for domain in (task.id, task.ood)]
@@ -78,8 +79,8 @@ def frechet_distance(
 ) -> float:  # squared distance of the two Gaussians, in squared units of the features
     "Squared Fréchet distance (FID, Heusel et al., NeurIPS 2017) of two groups of features."
     for name, group in (("first", first), ("second", second)):
-        if group.ndim != 2 or len(group) < 2:
-            raise InputError(f"{name} must be features [N, F] with N at least 2, got {list(group.shape)}")
+        if check_is(name, group, Tensor).ndim != 2 or len(group) < 2 or group.shape[1] != first.shape[1] or not group.isfinite().all():
+            raise InputError(f"{name} must be finite features [N, F] with N at least 2 and the same F, got {shown(group)} of shape {list(group.shape)}")
     first, second = first.double(), second.double()
     a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (first, second))
     overlap = torch.linalg.svdvals(torch.linalg.qr(a, mode="r").R @ torch.linalg.qr(b, mode="r").R.T).sum()
@@ -93,7 +94,7 @@ def features_of(
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # [N, F]
     "Features before the last linear layer, in evaluation mode."
-    with frozen(model):
+    with frozen(check_is("model", model, nn.Module)):
         parts = [observe(model, part).features for part in check_images(images).split(512)]
     if parts[0] is None:
         raise InputError("features need a network that ends in a linear layer")
@@ -111,8 +112,9 @@ class Yardstick:
         seed: int = 0,  # of the domain classifier
         config: TeacherConfig = DOMAIN_CLASSIFIER,  # how it is trained
     ):
-        check_range("n", n, 2)
-        device = next(sl_teacher.parameters()).device
+        check_range("n", n, 2, whole=True)
+        check_is("task", task, Task)
+        device = next((parameter.device for parameter in check_is("sl_teacher", sl_teacher, nn.Module).parameters()), torch.device("cpu"))
         self.task, self.sl_teacher, self.n = task.to(device), sl_teacher, n
         self.judge = domain_classifier(self.task, seed, config=config, device=device)
         self.real = [features_of(sl_teacher, evenly(domain.train.images, n)) for domain in (self.task.id, self.task.ood)]
@@ -182,6 +184,8 @@ def shifts(
 ) -> dict[tuple[str, str, int], float]:  # (task, baseline, seed) -> NTL minus SL, mean over the second half of the curve
     "How much more a measure is against the NTL teacher than in the control, plain KD from its SL twin."
 
+    choose("title", title, SHIFTS)
+
     def late(record: Record) -> float:
         points = record["shift"]["points"]
         return mean(SHIFTS[title](point) for point in points[len(points) // 2 :])
@@ -197,7 +201,7 @@ def plot_shift(
     records: Sequence[Record],  # of synthetic_shift, one task and baseline
 ) -> Figure:
     "Figure: the measures over iterations, a line a student; thin lines are seeds, thick ones their mean."
-    seeds, n = sorted({record["seed"] for record in records}), sum(records[0]["shift"]["points"][0]["classes"])
+    seeds, n = sorted({record["seed"] for record in records}), sum(first_of(records)["shift"]["points"][0]["classes"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(SHIFTS), figsize=(8, 3))
         for axis, (title, of) in zip(axes, SHIFTS.items()):
@@ -213,7 +217,7 @@ def plot_shift(
                     axis.plot(steps, line, color=thick.get_color(), linestyle=thick.get_linestyle(), linewidth=0.6, alpha=0.4, marker="")
             axis.set(xlabel="iteration", ylabel=title, ylim=(-3, 103))
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-        what = f"{short(records[0]['task'])} · {records[0]['baseline'].upper()}"
+        what = f"{short(first_of(records)['task'])} · {first_of(records)['baseline'].upper()}"
         figure.suptitle(f"{what} · seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))} · n = {n} images at each point")
     return figure
 
@@ -236,7 +240,7 @@ def plot_shift_classes(
     records: Sequence[Record],  # of synthetic_shift, one task and baseline
 ) -> Figure:
     "Figure: share of images a class at the last point, ranked, a panel a student; dark: those that look OOD; means over seeds."
-    panels, n = students(records), sum(records[0]["shift"]["points"][-1]["classes"])
+    panels, n = students(records), sum(first_of(records)["shift"]["points"][-1]["classes"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(8, 2.6), sharey=True, squeeze=False)
         for axis, (teacher, method) in zip(axes[0], panels):
@@ -250,7 +254,7 @@ def plot_shift_classes(
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0, 0].set_ylabel("images, %")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
-        figure.suptitle(f"{subject(records)} · {records[0]['baseline'].upper()} · n = {n} synthetic images a seed, last iteration", fontsize=9)
+        figure.suptitle(f"{subject(records)} · {first_of(records)['baseline'].upper()} · n = {n} synthetic images a seed, last iteration", fontsize=9)
     return figure
 
 

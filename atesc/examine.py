@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .core import InputError, check_logits, check_weights, seeded
+from .core import InputError, answers, check_logits, check_weights, refuse_probabilities, seeded
 from .networks import frozen
 
 # %% ../nbs/03_examine.ipynb #e006
@@ -69,24 +69,14 @@ def examine(
     "Raise `InputError`, or warn, when a network cannot be distilled, or distilled into, as it is."
     device = device_of(check_weights(model, name), name)
     if images.device != device:
-        raise InputError(f"images are on {images.device}, {name} is on {device}; use images.to({str(device)!r})")
+        raise InputError(f"images are on {images.device}, {name} is on {device}; move one of them, as in images.to({str(device)!r})")
     if hooked := left_over(model):
         where = ", ".join(hooked[:3]) + (f" and {len(hooked) - 3} more" if len(hooked) > 3 else "")
         warnings.warn(f"{name} has hooks left over in {where}: they may change its answers or keep images; remove them, unless they belong to it", NetworkWarning, stacklevel=3)
     shown = probes(images).requires_grad_()
     with frozen(model), torch.enable_grad():
-        try:
-            logits = model(shown)
-            again = model(shown)
-        except Exception as error:  # a network from outside may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise InputError(f"{name} does not take images of shape {list(images.shape)}, float32 in [0,1]: {reason}") from error
-        classes = check_logits(logits, len(shown), num_classes, name).shape[1]
-        said = logits.detach()
-        if not said.isfinite().all():
-            raise InputError(f"{name} answers {int((~said.isfinite().all(1)).sum())} of {len(said)} images with NaN or infinity; look at its weights and its normalisation")
-        if said.min() >= 0 and (said.sum(1) - 1).abs().max() < 1e-4:
-            raise InputError(f"{name} returns probabilities, logits are expected; take its softmax away, or return probabilities.clamp(min=1e-12).log()")
+        logits, again = refuse_probabilities(answers(model, shown, name), name), answers(model, shown, name)
+        classes, said = check_logits(logits, len(shown), num_classes, name).shape[1], logits.detach()
         if not torch.allclose(said, again.detach(), rtol=1e-3, atol=1e-3 * said.abs().max().item()):
             warnings.warn(f"{name} answers the same images differently each time, even in evaluation mode (dropout that is always on?): results will not repeat", NetworkWarning, stacklevel=3)
         if told:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .archive import read_pt, write_pt
-from .core import InputError, check_images, check_range, check_types, choose, configure
+from .core import InputError, check_images, check_path, check_range, check_types, choose, configure
 from .experiment import Run, Teachers, slug
 from .networks import frozen
 from .presets import METHODS, STUDENTS
@@ -75,6 +75,8 @@ class Question:
 
     def __post_init__(self):
         check_types(self)
+        choose("student", self.student, STUDENTS)
+        check_range("Question.point", self.point, 0)
         self.splitter()
 
     def splitter(self) -> Splitter:
@@ -269,7 +271,7 @@ def explore(
     folder: str | Path = "runs",  # where runs are
 ) -> widgets.Widget:  # to be shown by JupyterLab
     "The page, or one sentence that says how to make a run for it."
-    files = kept_runs(folder)
+    files = kept_runs(check_path("folder", folder))
     if files:
         return Page(files)
     return widgets.HTML(f"There is no run under {html.escape(str(folder))} yet: run <code>make reproduce</code>, then this cell again.")

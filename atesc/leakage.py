@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from .presets import METHODS, STUDENTS
 from .privacy import FPRS, chance_std
 from .report import STYLE, subject
-from .tables import TEACHERS, Record, mean_std, select
+from .tables import TEACHERS, Record, first_of, mean_std, select
 
 # %% ../nbs/25_leakage.ipynb #c006
 SOURCES = ("none", "real")  # in place of a baseline, where images were not made
@@ -50,7 +50,7 @@ def chance_level(
     records: Sequence[Record],  # of privacy
 ) -> str:  # one sentence
     "What a score that knows nothing would have."
-    m, n = records[0]["members"], records[0]["others"]
+    m, n = first_of(records)["members"], first_of(records)["others"]
     return f"{m} members and {n} non-members a seed: one seed's AUROC of a random score is 50 ± {chance_std(m, n):.1f}; an FPR of 1 % is {n // 100} non-members"
 
 
@@ -115,7 +115,7 @@ def plot_leakage(
     "Figure: ROC curves of both attacks, a line a target, and how often the nearest real image is a member."
     colours = ("#000000", "#b2182b", "#4d9221", "#777777", "#f4a582", "#2166ac", "#92c5de", "#542788", "#c51b7d")
     looks = list(zip(colours, "os^DvPX*p", ("-", "-", "-", "--", "--", "--", ":", ":", ":")))
-    audited, first = targets_in(records, "loss"), records[0]
+    audited, first = targets_in(records, "loss"), first_of(records)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(12, 4.4), width_ratios=(1, 1, 1.1))
         for panel, (attack, name) in zip(panels, AUDITS.items()):
@@ -148,7 +148,7 @@ def leakage_finding(
         return f"{title} {value:.1f} ({'above' if above(value, spread) else 'not above'} chance)"
 
     audited, placed, lines = targets_in(records, "loss"), targets_in(records, "pixels"), []
-    chance = chance_std(records[0]["members"], records[0]["others"])
+    chance = chance_std(first_of(records)["members"], first_of(records)["others"])
     for attack, name in AUDITS.items():
         means = (verdict(title, mean(r[attack]["auroc"] for r in mine), chance / sqrt(len(mine))) for title, mine in audited.items())
         lines.append(f"{name[0].upper()}{name[1:]}, AUROC: " + "; ".join(means) + ".")

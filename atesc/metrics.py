@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .core import answers, check_images, check_is, check_range, check_some
 from .domains import ImageSet
 from .networks import frozen
 from .tasks import Task
@@ -23,8 +24,9 @@ def predict(
     batch_size: int = 512,  # images at once
 ) -> Tensor:  # int64 [N]
     "Predicted classes in evaluation mode."
-    with frozen(model):
-        return torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
+    check_range("batch_size", batch_size, 1, whole=True)
+    with frozen(check_is("model", model, nn.Module)):
+        return torch.cat([answers(model, batch).argmax(1) for batch in check_images(images).split(batch_size)])
 
 
 def accuracy(
@@ -32,6 +34,7 @@ def accuracy(
     data: ImageSet,  # labelled images
 ) -> float:  # percent
     "Share of images given their true label."
+    check_some("data", check_is("data", data, ImageSet))
     return 100 * (predict(model, data.images) == data.labels).float().mean().item()
 
 
@@ -41,6 +44,8 @@ def mislead(
     data: ImageSet,  # OOD test images
 ) -> float:  # percent
     "Share of images on which the student repeats the teacher's answer."
+    check_some("data", check_is("data", data, ImageSet))
+    check_is("teacher", teacher, nn.Module)
     return 100 * (predict(student, data.images) == predict(teacher, data.images)).float().mean().item()
 
 
@@ -50,6 +55,8 @@ def gap_closed(
     baseline_sl: float,  # IAcc of the baseline, SL teacher
 ) -> float | None:  # percent; None when the baseline lost nothing
     "Part of the IAcc lost to the trap that a method wins back."
+    for name, value in (("method_ntl", method_ntl), ("baseline_ntl", baseline_ntl), ("baseline_sl", baseline_sl)):
+        check_range(name, value, 0, 100)
     lost = baseline_sl - baseline_ntl
     return 100 * (method_ntl - baseline_ntl) / lost if lost > 0 else None
 
@@ -59,7 +66,8 @@ def evaluator(
     ntl_teacher: nn.Module,  # whose answers count as misleading
 ) -> Callable[[nn.Module], dict[str, float | None]]:  # student -> metrics
     "A function that measures a student; the teacher's answers are computed once."
-    answers, labels = predict(ntl_teacher, task.ood.test.images), task.ood.test.labels
+    check_is("ntl_teacher", ntl_teacher, nn.Module)
+    said, labels = predict(ntl_teacher, check_is("task", task, Task).ood.test.images), task.ood.test.labels
 
     def percent(hits: Tensor) -> float:
         return 100 * hits.float().mean().item()
@@ -68,7 +76,7 @@ def evaluator(
         ood = predict(student, task.ood.test.images)
         metrics = {"iacc": accuracy(student, task.id.test), "oacc": None, "olacc": None, "asr": None, "mislead": None}
         if task.kind == "close-set":
-            metrics |= {"oacc": percent(ood == labels), "mislead": percent(ood == answers)}
+            metrics |= {"oacc": percent(ood == labels), "mislead": percent(ood == said)}
         elif task.kind == "open-set":
             metrics["olacc"] = percent(ood == task.target)
         else:

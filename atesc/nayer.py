@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .cmi import Inversion, random_view
-from .core import ConfigError, Diverged, check_range, check_types, seeded
+from .core import ConfigError, Diverged, check_is, check_range, check_types, seeded
 from .networks import observe
 from .synthesis import Batch, Judge, descend, with_decoys
 
@@ -41,7 +41,7 @@ class NoisyGenerator(nn.Module):
         seed: int = 0,  # of the first noisy layers
     ):
         super().__init__()
-        if embedding.ndim != 2 or len(embedding) < 2 or not embedding.isfinite().all():
+        if check_is("embedding", embedding, Tensor).ndim != 2 or len(embedding) < 2 or not embedding.isfinite().all():
             raise ConfigError(f"embedding must be a finite matrix with a row for each class, got shape {list(embedding.shape)}")
         self.generator, self.num_classes = generator, len(embedding)
         self.register_buffer("embedding", embedding.detach().clone().float())
@@ -106,7 +106,7 @@ class NAYER(Inversion):
     ):
         if not isinstance(generator, NoisyGenerator):
             raise ConfigError(f"NAYER takes a NoisyGenerator, got {type(generator).__name__}; wrap it with label embeddings")
-        super().__init__(generator, config)
+        super().__init__(generator, check_is("config", config, NAYERConfig))
 
     def labels(self, n: int) -> Tensor:
         "n labels, all classes equally often; what is left over goes to random ones."

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .cmi import CMI, CMIConfig
-from .core import check_range, check_types, choose, configure
+from .core import ConfigError, check_is, check_range, check_some, check_types, choose, configure
 from .decoy import DecoyConfig
 from .distill import DistillConfig
 from .escape import ATEsc, CalibratedKD, Objective, PlainKD
@@ -63,13 +63,18 @@ class Preset:
 
     def __post_init__(self):
         check_types(self)
-        for task in self.tasks:
-            check_task(task)
-        for name in ("teacher_network", "student_network"):
-            check_network(getattr(self, name))
+        networks = [(name, check_network, getattr(self, name)) for name in ("teacher_network", "student_network")]
+        for name, check, value in [*(("tasks", check_task, task) for task in check_some("Preset.tasks", self.tasks)), *networks]:
+            try:
+                check(value)
+            except ConfigError as error:
+                raise ConfigError(f"Preset.{name}: {error}") from error
         choose("generator", self.generator, GENERATORS)
+        check_range("size", self.size, 8, 64, whole=True, multiple=4)
         for name in ("iterations", "rounds", "curve_points", "synthetic_images", "latent_dim", "generator_width"):
             check_range(name, getattr(self, name), 1)
+        for name in ("temperature", "round_temperature"):
+            check_range(name, getattr(self, name), 1e-3)
 
     @property
     def task(self) -> str:
@@ -178,20 +183,23 @@ def load_preset(
 # %% ../nbs/14_presets.ipynb #c012
 def objective_for(preset: Preset, method: str, baseline: str = "dfq") -> Objective:
     "The student objective of a method, with the preset's settings and the baseline's temperature."
-    temperature = preset.temperature if baseline == "dfq" else preset.round_temperature
+    check_is("preset", preset, Preset)
+    temperature = preset.temperature if choose("baseline", baseline, BASELINES) == "dfq" else preset.round_temperature
     kinds = {"plain": PlainKD(), "ckd": preset.ckd, "atesc": preset.atesc}
     return replace(kinds[choose("method", method, METHODS)], temperature=temperature)
 
 
 def generator_for(preset: Preset, num_classes: int, seed: int) -> nn.Module:
     "The preset's generator."
-    shape = {"size": preset.size, "latent_dim": preset.latent_dim, "width": preset.generator_width, "seed": seed}
+    shape = {"size": check_is("preset", preset, Preset).size, "latent_dim": preset.latent_dim, "width": preset.generator_width, "seed": seed}
     return DCGANGenerator(**shape) if preset.generator == "dcgan" else BigGANGenerator(num_classes=num_classes, **shape)
 
 
 def synthesizer_for(preset: Preset, baseline: str, num_classes: int, seed: int) -> Synthesizer:
     "The synthesizer of a baseline, with the preset's settings and a fresh generator."
     choose("baseline", baseline, BASELINES)
+    check_range("num_classes", num_classes, 2, whole=True)
+    check_is("preset", preset, Preset)
     if baseline == "nayer":
         inner = generator_for(replace(preset, generator="dcgan"), num_classes, seed)
         return NAYER(NoisyGenerator(inner, orthogonal_embedding(num_classes)), preset.nayer)
@@ -201,6 +209,7 @@ def synthesizer_for(preset: Preset, baseline: str, num_classes: int, seed: int) 
 # %% ../nbs/14_presets.ipynb #c015
 def settings_of(preset: Preset, baseline: str, method: str) -> dict[str, Any]:
     "The part of a preset that decides a student of this baseline and method."
+    check_is("preset", preset, Preset)
     shared = ("size", "teacher_network", "student_network", "teacher", "latent_dim", "generator_width", "curve_points", "synthetic_images")
     return {
         **{name: getattr(preset, name) for name in shared},
@@ -214,9 +223,9 @@ def settings_of(preset: Preset, baseline: str, method: str) -> dict[str, Any]:
 
 def iterations_of(preset: Preset, baseline: str) -> int:
     "Iterations of the loop: generator steps of DFQ, rounds of CMI and NAYER."
-    return preset.iterations if baseline == "dfq" else preset.rounds
+    return check_is("preset", preset, Preset).iterations if choose("baseline", baseline, BASELINES) == "dfq" else preset.rounds
 
 
 def distill_config(preset: Preset, baseline: str) -> DistillConfig:
     "The student's side of the loop."
-    return preset.distill if baseline == "dfq" else preset.round_distill
+    return check_is("preset", preset, Preset).distill if choose("baseline", baseline, BASELINES) == "dfq" else preset.round_distill

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .core import InputError, check_images, check_range, seeded
+from .core import InputError, WrongType, answers, check_images, check_is, check_list, check_range, check_some, seeded
 from .domains import Domain, ImageSet
 from .networks import frozen
 from .synthesis import Batch, Judge
@@ -30,10 +30,8 @@ def halves(
     seed: int,  # of the draw; a larger count begins with the same halves
 ) -> Tensor:  # bool [count, n], n // 2 or n - n // 2 in each; every image in exactly half of them
     "Random halves of n images, each followed by its complement."
-    check_range("halves: n", n, 2)
-    check_range("halves: count", count, 2)
-    if count % 2:
-        raise InputError(f"halves come in pairs: count must be even, got {count}")
+    check_range("halves: n", n, 2, whole=True)
+    check_range("halves: count", count, 2, whole=True, multiple=2)
     with seeded(seed):
         drawn = torch.stack([torch.randperm(n) < n // 2 for _ in range(count // 2)])
     return torch.stack([drawn, ~drawn], 1).flatten(0, 1)
@@ -48,7 +46,7 @@ def part_of(
     def some(domain: Domain) -> Domain:
         return replace(domain, train=ImageSet(domain.train.images[inside], domain.train.labels[inside]))
 
-    if inside.shape != task.id.train.labels.shape or inside.dtype != torch.bool:
+    if check_is("inside", inside, Tensor).shape != check_is("task", task, Task).id.train.labels.shape or inside.dtype != torch.bool:
         raise InputError(f"inside must be bool of shape [{len(task.id.train)}], got {inside.dtype} of shape {list(inside.shape)}")
     together = len(task.ood.train) == len(task.id.train)
     return replace(task, id=some(task.id), ood=some(task.ood) if together else task.ood)
@@ -61,8 +59,12 @@ def scaled_confidence(
     batch_size: int = 512,  # images at once
 ) -> Tensor:  # float64 [N] on the CPU
     "log(p / (1 - p)) of the true class, p from the softmax (Carlini et al., S&P 2022)."
-    with frozen(model):
-        logits = torch.cat([model(part) for part in data.images.split(batch_size)]).double()
+    check_range("batch_size", batch_size, 1, whole=True)
+    parts = check_is("data", data, ImageSet).images.split(batch_size)
+    with frozen(check_is("model", model, nn.Module)):
+        logits = torch.cat([answers(model, part) for part in parts]).double()
+    if len(data) and data.labels.max() >= logits.shape[1]:
+        raise InputError(f"model has {logits.shape[1]} classes, the labels of data go up to {int(data.labels.max())}")
     own = F.one_hot(data.labels, logits.shape[1]).bool()
     return (logits[own] - logits.masked_fill(own, -math.inf).logsumexp(1)).cpu()
 
@@ -82,7 +84,9 @@ def roc(
     inside: Tensor,  # bool [N], who is
 ) -> tuple[Tensor, Tensor]:  # FPR and TPR in [0,1], rising, for every threshold from above all scores down
     "The ROC curve; images of equal score are taken together."
-    if scores.shape != inside.shape or not torch.isfinite(scores).all():
+    if check_is("inside", inside, Tensor).dtype != torch.bool:
+        raise WrongType(f"inside must be bool, one an image, got {inside.dtype}")
+    if check_is("scores", scores, Tensor).shape != inside.shape or not torch.isfinite(scores).all():
         raise InputError(f"scores must be finite, one an image; got shape {list(scores.shape)} for {len(inside)} images")
     if inside.all() or not inside.any():
         raise InputError(f"a ROC curve needs members and non-members; got {int(inside.sum())} and {int((~inside).sum())}")
@@ -99,6 +103,8 @@ def attack_report(
     fprs: Sequence[float] = FPRS,  # percent, where to keep the curve
 ) -> dict[str, Any]:  # auroc and tpr (at 1 % FPR) in percent, curve: TPR in percent at each of fprs
     "AUROC, and the largest TPR at which the FPR is not exceeded."
+    for fpr in check_list("fprs", fprs, int, float):
+        check_range("fprs: each", fpr, 0, 100)
     false, true = roc(scores, inside)
 
     def at(fpr: float) -> float:
@@ -112,6 +118,8 @@ def chance_std(
     others: int,  # n
 ) -> float:  # percentage points
     "Standard deviation of the AUROC of a score that knows nothing (Mann and Whitney, 1947)."
+    check_range("members", members, 1)
+    check_range("others", others, 1)
     return 100 * math.sqrt((members + others + 1) / (12 * members * others))
 
 # %% ../nbs/22_privacy.ipynb #c015
@@ -154,6 +162,8 @@ def nearest_members(
     others: Tensor,  # [m, ...], non-members
 ) -> Nearest:
     "Are images nearer to members than to as many non-members?"
+    for name, group in (("images", images), ("members", members), ("others", others)):
+        check_some(name, check_is(name, group, Tensor))
     if len(members) != len(others) or images.shape[1:] != members.shape[1:] or images.shape[1:] != others.shape[1:]:
         shapes = ", ".join(str(list(part.shape)) for part in (images, members, others))
         raise InputError(f"as many non-members as members are needed, all alike; got {shapes}")
@@ -183,8 +193,8 @@ class RealImages:
         images: Tensor,  # [N, C, H, W] in [0,1]
         batch_size: int = 64,  # images a step
     ):
-        check_range("RealImages.batch_size", batch_size, 1)
-        self.images, self.batch_size, self.generator = check_images(images), batch_size, nn.Identity()
+        check_range("RealImages.batch_size", batch_size, 1, whole=True)
+        self.images, self.batch_size, self.generator = check_some("images", check_images(images)), batch_size, nn.Identity()
 
     def update(self, teacher: nn.Module, student: nn.Module, judge: Judge | None = None) -> Batch:
         "Random images, unchanged; of no use to an objective that splits them, for all get the score 0."

@@ -18,8 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .core import InputError, check_images, check_is, check_list, check_path, check_range, check_some, shown
+from .files import storing
 from .presets import BASELINES, METHODS
-from .tables import COLUMNS, ROWS, TEACHERS, Record, measures, select, students
+from .tables import COLUMNS, ROWS, TEACHERS, Record, first_of, measures, select, students
 
 # %% ../nbs/17_report.ipynb #c005
 GROUPS = {"id": "real ID", "ood": "real OOD", "synthetic": "synthetic"}
@@ -52,7 +54,7 @@ def subject(records: Sequence[Record]) -> str:  # "digits->digits_photo · seeds
 
 def caption(records: Sequence[Record]) -> str:  # "digits->digits_photo · seeds 0 1 · n = ..."
     "Task, seeds and numbers of images, for the title of a figure."
-    n = {group: sum(records[0]["radius"][group]) for group in GROUPS}
+    n = {group: sum(first_of(records)["radius"][group]) for group in GROUPS}
     return f"{subject(records)} · n = {n['id']} ID, {n['ood']} OOD, {n['synthetic']} synthetic images a seed"
 
 
@@ -91,6 +93,8 @@ def plot_grid(
     "Figure: IAcc and OOD knowledge of every student; gaps where nothing was run."
     names = (measures(records)[0], measures(records)[-1])
     seeds = sorted({record["seed"] for record in records})
+    check_list("baselines", baselines, str)
+    check_some("tasks", check_list("tasks", tasks, str))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(tasks), 2, figsize=(8, 0.6 + 1.7 * len(tasks)), sharex=True, sharey=True, squeeze=False)
         styles = [(axes[0, 0]._get_lines.get_next_color(), mark) for mark in "os^D"]
@@ -118,6 +122,9 @@ def plot_images(
     per_row: int = 16,  # images shown in a row
 ) -> Figure:
     "Figure: a sheet of images, one labelled row a group."
+    check_range("per_row", per_row, 1, whole=True)
+    for name, images in check_some("groups", check_is("groups", groups, dict)).items():
+        check_images(images, f"groups[{name!r}]")
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(len(groups), 1, figsize=(8, 0.68 * len(groups) + 0.3))
         for axis, (name, images) in zip(axes, groups.items()):
@@ -134,6 +141,7 @@ def plot_images(
 # %% ../nbs/17_report.ipynb #c019
 def plot_classes(records: Sequence[Record]) -> Figure:
     "Figure: share of synthetic images a class, plain baseline, SL against NTL teacher; bars are means over seeds."
+    title = caption(records)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 2.6))
         for i, (teacher, colour) in enumerate((("sl", "#bbbbbb"), ("ntl", "#333333"))):
@@ -146,7 +154,7 @@ def plot_classes(records: Sequence[Record]) -> Figure:
             axis.bar(torch.arange(1, len(share) + 1) + 0.4 * (i - 0.5), share, 0.4, color=colour, label=f"{TEACHERS[teacher]} teacher")
         axis.set(xlabel="class, ranked by its share", ylabel="synthetic images, %")
         axis.legend()
-        figure.suptitle(caption(records))
+        figure.suptitle(title)
     return figure
 
 # %% ../nbs/17_report.ipynb #c022
@@ -228,7 +236,11 @@ def save_figure(
     name: str,  # file name without extension
 ) -> Path:  # out/figures/name.png
     "Save a figure as out/figures/name.png."
-    path = Path(out) / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    check_is("figure", figure, Figure)
+    if not re.fullmatch(r"[\w.-]+", check_is("name", name, str)):
+        raise InputError(f"name must be a file's name of letters, digits, '_', '-' and '.', got {shown(name)}")
+    path = check_path("out", out) / "figures" / f"{name}.png"
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
     return path

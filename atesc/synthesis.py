@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core import ConfigError, check_range, check_types
+from .core import ConfigError, check_is, check_range, check_types
 from .generator import check_classes, check_latent, synthesise
 from .networks import Observation, frozen, observe
 
@@ -80,7 +80,7 @@ class Pool:
         self,
         capacity: int,  # images
     ):
-        check_range("Pool.capacity", capacity, 1)
+        check_range("Pool.capacity", capacity, 1, whole=True)
         self.capacity, self.added = capacity, 0
         self.ring: Batch | None = None
 
@@ -223,7 +223,7 @@ class DFQ:
         generator: nn.Module,  # anything that `synthesise` takes; trained in place
         config: DFQConfig = DFQConfig(),  # loss weights and optimizer
     ):
-        self.generator, self.config = check_latent(generator, "DFQ"), config
+        self.generator, self.config = check_latent(generator, "DFQ"), check_is("config", config, DFQConfig)
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True)
         self.warned: set[str] = set()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import ConfigError, check_images, check_range, choose, seeded
+from .core import ConfigError, check_images, check_range, check_types, choose, seeded, shown
 from .domains import DOMAINS, Domain, ImageSet, load_domain
 
 # %% ../nbs/02_tasks.ipynb #c006
@@ -23,8 +23,8 @@ def badnets_square(
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # the same shape
     "A white square in the bottom right corner (BadNets, Gu et al., 2017)."
-    side = max(2, images.shape[2] // 8)
     triggered = check_images(images).clone()
+    side = max(2, images.shape[2] // 8)
     triggered[..., -side:, -side:] = 1
     return triggered
 
@@ -33,9 +33,9 @@ def badnets_grid(
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # the same shape
     "A 3 x 3 checkerboard in the bottom right corner (BadNets, Gu et al., 2017)."
+    triggered = check_images(images).clone()
     cell = max(1, images.shape[2] // 16)
     index = torch.arange(3 * cell, device=images.device) // cell
-    triggered = check_images(images).clone()
     triggered[..., -3 * cell :, -3 * cell :] = ((index[:, None] + index) % 2 == 0).to(images)
     return triggered
 
@@ -49,19 +49,20 @@ def blended(
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # the same shape
     "One random pattern mixed into every image (Blended, Chen et al., 2017)."
+    check_images(images)
     with seeded(0):
         pattern = torch.rand(images.shape[1:]).to(images)
-    return (1 - BLEND_RATIO) * check_images(images) + BLEND_RATIO * pattern
+    return (1 - BLEND_RATIO) * images + BLEND_RATIO * pattern
 
 
 def sig(
     images: Tensor,  # [N, C, H, W] in [0,1]
 ) -> Tensor:  # the same shape
     "A horizontal sinusoid on every image (SIG, Barni et al., 2019)."
-    width = images.shape[3]
+    width = check_images(images).shape[3]
     columns = (torch.arange(width) + 0.5) / width
     wave = SIG_AMPLITUDE * torch.sin(2 * math.pi * SIG_PERIODS * columns)
-    return (check_images(images) + wave.to(images)).clamp(0, 1)
+    return (images + wave.to(images)).clamp(0, 1)
 
 
 TRIGGERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -85,6 +86,7 @@ class Task:
 
     def __post_init__(self):
         choose("kind of task", self.kind, KINDS)
+        check_types(self)
         if self.kind == "close-set":
             if self.target is not None:
                 raise ConfigError(f"Task.target must be None in a close-set task, got {self.target!r}")
@@ -93,7 +95,7 @@ class Task:
         elif self.target is None:
             raise ConfigError(f"Task.target must be a class of {self.id.name} in a task of the kind {self.kind}, got None")
         else:
-            check_range("Task.target", self.target, 0, self.id.num_classes - 1)
+            check_range("Task.target", self.target, 0, self.id.num_classes - 1, whole=True)
 
     @property
     def num_classes(self) -> int:
@@ -140,17 +142,21 @@ def check_task(
     kind: str | None = None,  # one of KINDS that it must have; None: any. Of folders it is known only when they are read
 ) -> str:  # `name`
     "Raise `ConfigError` with the nearest valid name unless `name` is one that `load_task` takes."
-    if "folder:" not in name:
+    if kind is not None:
+        choose("kind of task", kind, KINDS)
+    if not isinstance(name, str) or "folder:" not in name:
         choose("task", name, TASKS)
         if kind not in (None, TASKS[name]):
             raise ConfigError(f"{name} is a task of the kind {TASKS[name]}; {kind} was asked for")
         return name
     parts = name.split("->")
+    if any(part.removeprefix("folder:").split("+")[0] == "" for part in parts):
+        raise ConfigError(f"task: a folder or a domain has no name in {shown(name)}")
     if len(parts) == 1 and "+" in name:
         _, trigger = name.rsplit("+", 1)
         choose("trigger", trigger, TRIGGERS)
     elif len(parts) != 2:
-        raise ConfigError(f"a task on folders is 'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER', got {name!r}")
+        raise ConfigError(f"a task on folders is 'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER', got {shown(name)}")
     else:
         for part in parts:
             if not part.startswith("folder:"):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from .domain_eval import top_share
 from .presets import BASELINES
 from .report import STYLE, caption, draw_curve, label_points, short
-from .tables import COLUMNS, Record, clear, mean_std, measures, select
+from .tables import COLUMNS, Record, check_records, clear, mean_std, measures, select
 
 # %% ../nbs/26_variants.ipynb #c006
 CONTROL, PLAIN, CALIBRATED, ESCAPE = "control (SL teacher)", "plain KD", "calibrated KD", "ATEsc"  # names of variants
@@ -36,7 +36,7 @@ def by_variant(
         found = re.fullmatch(r"(.*) ([\d.]+)", name)
         return (found[1], float(found[2])) if found else (name, 0.0)
 
-    names = list(dict.fromkeys(record["variant"] for record in records))
+    names = list(dict.fromkeys(record["variant"] for record in check_records(records)))
     stems = [split(name)[0] for name in names]
     ordered = sorted(names, key=lambda name: (name != CONTROL, name != PLAIN, stems.index(split(name)[0]), split(name)[1]))
     return {name: sorted(select(records, variant=name), key=lambda record: record["seed"]) for name in ordered}
