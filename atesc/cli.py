@@ -28,7 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import atesc
 from .core import AtescError, ConfigError, check_list, check_path, check_range, choose, nearest, pick_device, shown
-from .files import writable_dir
+from .files import locked, writable_dir
 from .records import load_records, record_key
 from .presets import PRESETS, Preset, load_preset
 from .tables import presets_table
@@ -91,7 +91,7 @@ def parse_parameters(
 ALL = (  # in the order in which they run
     "ood_trap close_set open_set backdoor recipe synthetic_shift split_content ckd_only split_criteria generators forgetting failures privacy overhead bench report"
 ).split()
-WHOLE = ("ood_trap", "bench")  # leave their records at the end: run once, or again from the beginning
+WHOLE = ("bench",)  # leave their records at the end: run once, or again from the beginning
 
 
 class Step(NamedTuple):
@@ -233,10 +233,11 @@ def run_experiment(
         os.environ["ATESC_TTY"] = os.ttyname(sys.stderr.fileno())
     executed = folder / f"{experiment}.ipynb"
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    papermill.execute_notebook(
-        str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout,
-        extra_arguments=["--IPKernelApp.log_level=50"],  # what the kernel says of itself, such as that it was stopped, is not about the experiment
-    )
+    with locked(executed, wait=0, busy="another run writes this notebook; wait for it, or give another --out"):
+        papermill.execute_notebook(
+            str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # what the kernel says of itself, such as that it was stopped, is not about the experiment
+        )
     return executed
 
 
