@@ -26,6 +26,7 @@ import atesc
 from .core import AtescError, ConfigError, choose, pick_device
 from .files import writable_dir
 from .records import load_records, record_key
+from .sources import SOURCES, download
 from .presets import PRESETS, Preset, load_preset
 from .tables import presets_table
 from .tasks import KINDS, check_task
@@ -237,7 +238,7 @@ def parser() -> Parser:
     "The command line."
     top = Parser(prog="atesc", description="Data-free distillation from teachers you do not trust.")
     top.add_argument("--version", action="version", version=f"atesc {atesc.__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="list|run", parser_class=Parser)
+    commands = top.add_subparsers(dest="command", required=True, metavar="list|run|download", parser_class=Parser)
     listing = commands.add_parser("list", help="experiments and presets")
     listing.add_argument("--presets", action="store_true", help="the table of presets, with hardware and time")
     run = commands.add_parser("run", help="execute an experiment's notebook")
@@ -248,6 +249,9 @@ def parser() -> Parser:
     run.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter of the notebook"
     )
+    getting = commands.add_parser("download", help="get data sets, going on where an interrupted download stopped")
+    getting.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(SOURCES)}")
+    getting.add_argument("--root", help="folder for data sets (default: $ATESC_DATA, else data/ of the checkout, else data/ here)")
     return top
 
 
@@ -257,6 +261,9 @@ def main(argv: list[str] | None = None) -> int:  # exit code: 0 done, 1 the note
     try:
         if args.command == "list":
             print(aligned(presets_table()) if args.presets else list_all())
+        elif args.command == "download":
+            for name in [choose("data set", name, SOURCES) for name in args.names]:  # all names before the first download
+                print(download(name, args.root), flush=True)
         elif args.experiment == "all":
             if args.seed != "0":
                 raise ConfigError("--seed: `run all` takes seeds from 0 on; their number is a parameter, as in -p seeds 3")
