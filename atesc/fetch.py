@@ -177,10 +177,10 @@ def fetch(
 ) -> Path:  # the path
     "Download a file unless it is there; go on with what an earlier call left. No such file: `DownloadError`; no room: `StorageError`."
     path, urls = Path(path), [urls] if isinstance(urls, str) else list(urls)
-    if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
+    if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", str(checksum)):
         raise ConfigError(f"checksum must be 32 hex digits of MD5 or 64 of SHA-256, got {one_line(checksum)!r}")
     for url in urls:
-        if not re.fullmatch(r"https?://[^/\s?#][!-~]*", url):
+        if not re.fullmatch(r"https?://[^/\s?#][!-~]*", str(url)):
             raise ConfigError(f"url must begin with http:// or https:// and hold no blanks, got {one_line(url)!r}")
     part = path.with_name(f".{path.name}.part")
     if not (path.is_file() and checksum_of(path, checksum) == checksum):
