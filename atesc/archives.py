@@ -156,8 +156,6 @@ def _save(blocks: Iterable[bytes], path: Path) -> None:
     with open(path, "xb") as file:
         for block in blocks:
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:
@@ -192,6 +190,8 @@ def unpack(
     with _replacing(archive, folder) as part:
         if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise StorageError(f"{one_line(folder)} is there already; move it away, and {one_line(archive.name)} can be unpacked")
+        for _ in _safely(archive, _checked(_members(archive), most_bytes)):
+            pass
         part.mkdir()
         for parts, member in _safely(archive, _checked(_members(archive), most_bytes)):
             path = part.joinpath(*parts)
