@@ -22,10 +22,10 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, STL10, SVHN, USPS, FashionMNIST
 from torchvision.datasets.utils import check_integrity
 
-from .archives import gunzip, unpack
 from .core import AtescError, ConfigError, InputError, MissingData, choose
 from .fetch import WAIT, fetch, one_line
 from .files import locked, storing, writable_dir
+from .unpack import gunzip, unpack
 
 # %% ../nbs/01_sources.ipynb #s006
 def data_folder(
