@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import AtescError, InputError, MissingData
+from .core import AtescError, InputError, MissingData, shown
 from .files import write_file
 
 # %% ../nbs/00_archive.ipynb #a006
@@ -32,8 +32,7 @@ class WeightsError(InputError):
 
 def short(text: Any) -> str:  # for instance "'features.0.weight'"
     "What a file says, quoted, at most 80 characters of it."
-    text = text if isinstance(text, str) else str(type(text))
-    return repr(text if len(text) <= 80 else text[:77] + "...")
+    return shown(text if isinstance(text, str) else type(text))
 
 
 def file_size(path: str | Path) -> int:  # bytes

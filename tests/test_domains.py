@@ -1,6 +1,7 @@
 """Domains: fixed splits without overlap, files found where they should be, helpful errors."""
 import bz2
 import pickle
+import shlex
 import struct
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, STL10, SVHN
 
+from atesc.cli import main
 from atesc.core import ConfigError
-from atesc.domains import (
-    CIFAR_CLASSES, CROP, DOMAINS, SOURCES, STL_CLASSES, ImageSet, _photo_crops, data_root, font_files, load_domain, photo_columns,
-)  # fmt: skip
+from atesc.domains import CROP, DOMAINS, ImageSet, _photo_crops, font_files, load_domain, photo_columns
+from atesc.sources import CIFAR_CLASSES, SOURCES, STL_CLASSES, data_root, download_command
 from atesc.tasks import load_task
 
 
@@ -161,9 +162,9 @@ def write_stand_in(name, root):
 
 @pytest.fixture
 def any_checksum(monkeypatch):
-    """torchvision compares some files with the MD5 sums of the real ones; stand-ins have others, so only their presence counts."""
-    for module in (CIFAR10, STL10, SVHN):
-        monkeypatch.setattr(f"{module.__module__}.check_integrity", lambda path, md5=None: Path(path).is_file())
+    """Files are compared with the MD5 sums of the real ones; stand-ins have others, so only their presence counts."""
+    for module in ("atesc.sources", *(kind.__module__ for kind in (CIFAR10, STL10, SVHN))):
+        monkeypatch.setattr(f"{module}.check_integrity", lambda path, md5=None: Path(path).is_file())
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -187,28 +188,36 @@ def test_torchvision_files_are_read_as_they_are(name, tmp_path, any_checksum):
 
 
 def test_a_damaged_file_is_reported(tmp_path):
-    """With torchvision's checksums in force a stand-in is not CIFAR-10."""
+    """With the published checksums in force a stand-in is not CIFAR-10."""
     write_stand_in("cifar10", tmp_path)
     with pytest.raises(FileNotFoundError, match="or is damaged there"):
         load_domain("cifar10", 16, tmp_path)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_missing_data_says_where_and_how(name, tmp_path):
+def test_missing_data_says_where_and_how(name, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as found:
         load_domain(name, 16, tmp_path)
     text, source = str(found.value), SOURCES[name]
-    for piece in (str(tmp_path / source.files), f"{tmp_path / name}/{{train,test}}", f"({source.megabytes} MB)", "download=True"):
+    for piece in (str(tmp_path / source.files), f"{tmp_path / name}/{{train,test}}", f"({source.megabytes} MB)"):
         assert piece in text
-    code = text.split('python -c "')[1].removesuffix('"')
+    command, call = text.split("`atesc ")[1].split("`, or in Python atesc.sources.")
     asked = []
-    stand_in = type(source.dataset.__name__, (), {"__init__": lambda self, *given, **named: asked.append((given, named))})
-    exec(code.split("; ")[1], {source.dataset.__name__: stand_in})  # the command asks torchvision for both parts
-    assert asked == [((str(tmp_path), part), {"download": True}) for part in source.parts]
+    monkeypatch.setattr("atesc.cli.download", lambda *given: asked.append(given))
+    assert main(shlex.split(command)) == 0  # what the message says to type
+    eval(call, {"download": lambda *given: asked.append(given)})
+    assert asked == [(name, str(tmp_path))] * 2
+
+
+def test_the_usual_root_is_not_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATESC_DATA", str(tmp_path / "my data"))
+    assert "`atesc download mnist`" in download_command("mnist", data_root())
+    monkeypatch.delenv("ATESC_DATA")
+    assert f"`atesc download mnist --root '{tmp_path}/my data'`" in download_command("mnist", tmp_path / "my data")
 
 
 def test_missing_tasks_say_where_and_how(tmp_path):
-    with pytest.raises(FileNotFoundError, match="MNIST is not in .*download=True"):
+    with pytest.raises(FileNotFoundError, match="MNIST is not in .*`atesc download mnist --root"):
         load_task("mnist->mnist_m", root=tmp_path)
     with pytest.raises(FileNotFoundError, match="one folder a digit, and cannot be built, since MNIST is not in"):
         load_domain("mnist_m", root=tmp_path)

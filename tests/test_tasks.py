@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from atesc.core import ConfigError
-from atesc.domains import CIFAR_CLASSES, STL_CLASSES, Domain, ImageSet, load_domain
+from atesc.domains import Domain, ImageSet, load_domain
+from atesc.sources import CIFAR_CLASSES, STL_CLASSES
 from atesc.presets import load_preset
 from atesc.tasks import KINDS, TASKS, TRIGGERS, Task, check_task, load_task
 
