@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import AtescError, InputError, MissingData, shown
+from .core import AtescError, InputError, MissingData, brief
 from .files import write_file
 
 # %% ../nbs/00_archive.ipynb #a006
@@ -32,7 +32,7 @@ class WeightsError(InputError):
 
 def short(text: Any) -> str:  # for instance "'features.0.weight'"
     "What a file says, quoted, at most 80 characters of it."
-    return shown(text if isinstance(text, str) else type(text))
+    return brief(text if isinstance(text, str) else type(text))
 
 
 def file_size(path: str | Path) -> int:  # bytes

@@ -27,7 +27,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 import atesc
-from .core import AtescError, ConfigError, check_list, check_path, check_range, choose, nearest, one_line, pick_device, shown
+from .core import AtescError, ConfigError, brief, check_list, check_path, check_range, choose, nearest, one_line, pick_device
 from .files import locked, writable_dir
 from .records import load_records, record_key
 from .sources import SOURCES, download
@@ -64,13 +64,13 @@ def parse_value(
 ) -> Any:  # the value
     "Convert a parameter's text; the wrong type, no number, or what cannot stand in a notebook raises `ConfigError`."
     if not isinstance(text, str) or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text):
-        raise ConfigError(f"parameter {name} takes text of one line in UTF-8, got {shown(text)}")
+        raise ConfigError(f"parameter {name} takes text of one line in UTF-8, got {brief(text)}")
     try:
         value = TYPES[kind](text)
     except ValueError as error:
-        raise ConfigError(f"parameter {name} takes {kind}, got {shown(text)}") from error
+        raise ConfigError(f"parameter {name} takes {kind}, got {brief(text)}") from error
     if kind == "float" and not math.isfinite(value):
-        raise ConfigError(f"parameter {name} must be finite, got {shown(text)}")
+        raise ConfigError(f"parameter {name} must be finite, got {brief(text)}")
     return value
 
 
@@ -82,7 +82,7 @@ def parse_parameters(
     declared = papermill.inspect_notebook(str(notebook))
     for pair in check_list("parameters", list(given), tuple):
         if len(pair) != 2:
-            raise ConfigError(f"parameters must be pairs of a name and a text, got {shown(pair)}")
+            raise ConfigError(f"parameters must be pairs of a name and a text, got {brief(pair)}")
     return {
         choose("parameter", name, declared): parse_value(name, text, declared[name]["inferred_type_name"])
         for name, text in given
@@ -202,7 +202,7 @@ def check_out(
     "The folder that is asked for, by one way or the other, if it can be one."
     named = dict(parameters).get("out")
     if out is not None and named is not None:
-        raise ConfigError(f"out is given twice: {shown(str(out))}, and {shown(named)} as a parameter")
+        raise ConfigError(f"out is given twice: {brief(str(out))}, and {brief(named)} as a parameter")
     given = named if out is None else out
     return None if given is None else check_path("out", parse_value("out", str(given), "str"))
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from .core import InputError, check_images, check_is, check_range, choose, shown
+from .core import InputError, brief, check_images, check_is, check_range, choose
 from .domains import Domain, ImageSet
 from .metrics import accuracy, predict
 from .networks import build_network, frozen, observe
@@ -80,7 +80,7 @@ def frechet_distance(
     "Squared Fréchet distance (FID, Heusel et al., NeurIPS 2017) of two groups of features."
     for name, group in (("first", first), ("second", second)):
         if check_is(name, group, Tensor).ndim != 2 or len(group) < 2 or group.shape[1] != first.shape[1] or not group.isfinite().all():
-            raise InputError(f"{name} must be finite features [N, F] with N at least 2 and the same F, got {shown(group)} of shape {list(group.shape)}")
+            raise InputError(f"{name} must be features [N, F], finite, with N at least 2 and the same F, got {brief(group)} of shape {list(group.shape)}")
     first, second = first.double(), second.double()
     a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (first, second))
     overlap = torch.linalg.svdvals(torch.linalg.qr(a, mode="r").R @ torch.linalg.qr(b, mode="r").R.T).sum()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, InputError, WrongType, check_is, check_range, seeded, shown
+from .core import ConfigError, InputError, WrongType, brief, check_is, check_range, seeded
 
 # %% ../nbs/05_generator.ipynb #c006
 def check_shape(
@@ -202,6 +202,6 @@ def synthesise(
     if labels is None:
         labels = torch.randint(generator.num_classes, (n,), device=z.device)
     elif check_is("labels", labels, Tensor).shape != (n,) or labels.dtype != torch.long or ((labels < 0) | (labels >= generator.num_classes)).any():
-        raise InputError(f"labels must be {n} of dtype int64, from 0 to {generator.num_classes - 1}; got {shown(labels)}")
+        raise InputError(f"labels must be {n} of dtype int64, from 0 to {generator.num_classes - 1}; got {list(labels.shape)} {brief(labels.tolist())}")
     labels = labels.to(z.device)
     return generator(z, labels), labels

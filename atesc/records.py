@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .core import AtescError, check_is, check_list, check_path, nearest, shown
+from .core import AtescError, brief, check_is, check_list, check_path, nearest
 from .files import locked, storing, write_file
 
 # %% ../nbs/00_records.ipynb #r005
@@ -48,7 +48,7 @@ class LoadedRecord(dict):
         self.file = file
         if len(self) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ValueError(f"the field {shown(next(name for name in names if names.count(name) > 1))} stands twice")
+            raise ValueError(f"the field {brief(next(name for name in names if names.count(name) > 1))} stands twice")
 
     def __missing__(self, name: str) -> NoReturn:
         what = ", ".join(f"{key} {self[key]}" for key in ("task", "teacher", "baseline", "method", "seed") if key in self)
@@ -58,7 +58,7 @@ class LoadedRecord(dict):
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{shown(value)} is no finite number")
+        raise ValueError(f"{brief(value)} is no finite number")
     return value
 
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .core import InputError, check_images, check_is, check_list, check_path, check_range, check_some, shown
+from .core import InputError, brief, check_images, check_is, check_list, check_path, check_range, check_some
 from .files import storing
 from .presets import BASELINES, METHODS
 from .tables import COLUMNS, ROWS, TEACHERS, Record, first_of, measures, select, students
@@ -238,7 +238,7 @@ def save_figure(
     "Save a figure as out/figures/name.png."
     check_is("figure", figure, Figure)
     if not re.fullmatch(r"[\w.-]+", check_is("name", name, str)):
-        raise InputError(f"name must be a file's name of letters, digits, '_', '-' and '.', got {shown(name)}")
+        raise InputError(f"name must be a file's name of letters, digits, '_', '-' and '.', got {brief(name)}")
     path = check_path("out", out) / "figures" / f"{name}.png"
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

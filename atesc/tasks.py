@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import ConfigError, check_images, check_range, check_types, choose, seeded, shown
+from .core import ConfigError, brief, check_images, check_range, check_types, choose, seeded
 from .domains import DOMAINS, Domain, ImageSet, load_domain
 
 # %% ../nbs/02_tasks.ipynb #c006
@@ -151,12 +151,12 @@ def check_task(
         return name
     parts = name.split("->")
     if any(part.removeprefix("folder:").split("+")[0] == "" for part in parts):
-        raise ConfigError(f"task: a folder or a domain has no name in {shown(name)}")
+        raise ConfigError(f"task: a folder or a domain has no name in {brief(name)}")
     if len(parts) == 1 and "+" in name:
         _, trigger = name.rsplit("+", 1)
         choose("trigger", trigger, TRIGGERS)
     elif len(parts) != 2:
-        raise ConfigError(f"a task on folders is 'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER', got {shown(name)}")
+        raise ConfigError(f"a task on folders is 'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER', got {brief(name)}")
     else:
         for part in parts:
             if not part.startswith("folder:"):

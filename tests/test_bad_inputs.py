@@ -610,7 +610,7 @@ def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, mon
     monkeypatch.setattr("atesc.cli.experiments", lambda: {"failing": here / "nbs/failing.ipynb"})
     got, lines = typed(["run", "failing", "--out", "o"], capsys)
     assert got == code and len(lines) == 1 and lines[0].startswith(said), lines
-    assert sorted(os.listdir(here)) == ["nbs", "o"] and os.listdir(here / "o") == ["failing.ipynb"]
+    assert sorted(os.listdir(here)) == ["nbs", "o"] and sorted(os.listdir(here / "o")) == [".failing.ipynb.lock", "failing.ipynb"]
 
 
 def test_a_fault_of_the_commands_own_is_one_line(here, capsys, monkeypatch):

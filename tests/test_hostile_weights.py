@@ -479,7 +479,7 @@ for width in (1e308, -1, 0, 17):
     refused_settings(f"width {width}", UNKNOWN + "width must be 0.015625 to 16", settings(width=width))
 for width in (float("nan"), float("inf"), -float("inf")):
     refused_settings(f"width {width}", "is not a configuration in JSON", settings(width=width))
-refused_settings("width 1e999", UNKNOWN + "width must be", b'{"network": "SmallVGG", "config": {"name": "8 M 8", "num_classes": 4, "width": 1e999}}')
+refused_settings("width 1e999", UNKNOWN + "NetworkConfig.width takes float, got inf", b'{"network": "SmallVGG", "config": {"name": "8 M 8", "num_classes": 4, "width": 1e999}}')
 refused_settings("width of text", UNKNOWN + "NetworkConfig.width takes float", settings(width="x"))
 refused_settings("batch_norm of text", UNKNOWN + "NetworkConfig.batch_norm takes bool", settings(batch_norm="x"))
 for classes in (2**70, 10**9, 0, -1, 1):

@@ -211,8 +211,8 @@ def test_halves_are_balanced_and_do_not_depend_on_how_many_are_asked_for():
 @pytest.mark.parametrize(
     "wrong, error, text",
     [
-        (lambda: halves(1, 2, 0), ConfigError, "halves: n must be a whole number, at least 2, got 1"),
-        (lambda: halves(9, 5, 0), ValueError, "count must be a whole number, at least 2, a multiple of 2, got 5"),
+        (lambda: halves(1, 2, 0), ConfigError, "halves: n must be at least 2, got 1"),
+        (lambda: halves(9, 5, 0), ValueError, "count must be at least 2, a multiple of 2, got 5"),
         (lambda: roc(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])), ValueError, "scores must be finite"),
         (lambda: roc(torch.rand(3), torch.zeros(3, dtype=torch.bool)), ValueError, "got 0 and 3"),
         (lambda: features_of(nn.Flatten(), torch.rand(2, 3, 8, 8)), ValueError, "ends in a linear layer"),
