@@ -25,8 +25,8 @@ reproduce: $(READY) ## the main job: table, figures and records under runs/ood_t
 	$(BIN)/atesc run ood_trap --preset digits --seed 0 --out runs/ood_trap/digits/seed-0
 
 test: $(READY) ## all notebooks, then all tests (export drift among them)
-	$(BIN)/nbdev_test --n_workers 2 --path nbs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --path nbs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-browser: $(READY) ## the page explore in a real browser; wants chromium
 	$(BIN)/python tests/browser/explore.py

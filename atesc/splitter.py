@@ -39,6 +39,7 @@ class Splitter:
     "Splits images by what the teacher does with them; a subclass says how to score and where to cut."
 
     ENOUGH = 8  # images of which all in one group are no accident
+    ADVICE = {"fragile": "its threshold is too high for them", "robust": "its threshold is too low for them"}  # when all are
     adapts = False  # whether the cut follows what is typical for the teacher, so that no robust image means: none stands out
 
     def start(self) -> None:
@@ -71,8 +72,8 @@ class Splitter:
             score = self.score(teacher, images, logits)
         split = Split(score < self.threshold(score, logits.argmax(1)), score)
         if not self.adapts and len(images) >= self.ENOUGH and (split.fragile.all() or split.robust.all()):
-            group, advice = ("fragile", "less (a smaller eps)") if split.fragile.all() else ("robust", "harder (a larger eps, more steps)")
-            warnings.warn(f"{type(self).__name__} calls all images {group}, so the split tells nothing: attack {advice}, or use RadiusSplitter", SplitWarning, stacklevel=2)
+            group = "fragile" if split.fragile.all() else "robust"
+            warnings.warn(f"{type(self).__name__} calls all images {group}, so the split tells nothing: {self.ADVICE[group]}, or use RadiusSplitter", SplitWarning, stacklevel=2)
         return split
 
 # %% ../nbs/06_splitter.ipynb #c009
@@ -131,6 +132,8 @@ class PGDSplitter(Splitter):
     steps: int = 3  # gradient steps at most
     step_size: float | None = None  # of one step; None: 2.5 * eps / steps
     random_start: bool = True  # start uniformly in the ball instead of at the image
+
+    ADVICE = {"fragile": "attack less (a smaller eps)", "robust": "attack harder (a larger eps, more steps)"}
 
     def __post_init__(self):
         check_types(self)
