@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .core import as_config
+from .runtime import as_config
 from .criteria import PANELS, aurocs
 from .report import STYLE, caption, draw_curve, subject
 from .splitter import PGDSplitter, RadiusSplitter

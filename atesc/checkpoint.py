@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from .archive import read_pt, write_pt
-from .core import AtescError, check_range, versions
+from .core import AtescError, check_path, check_range
+from .runtime import versions
 from .files import lock_of, locked
 
 # %% ../nbs/03_checkpoint.ipynb #k006
@@ -133,8 +134,8 @@ class Checkpoint:
         run: Callable[[Path], dict[str, Any]],  # path -> what decides the run, nested and plain; versions are added
         every: int,  # steps between two savings
     ):
-        check_range("checkpoint_every", every, 1)
-        self.path, self.every, self.step = None if path is None else Path(path), every, 0
+        check_range("checkpoint_every", every, 1, whole=True)
+        self.path, self.every, self.step = None if path is None else check_path("checkpoint", path), every, 0
         self.run = {} if self.path is None else {**run(self.path), "versions": {name: versions()[name] for name in ("atesc", "torch")}}
         self.asked, self.stack = False, ExitStack()
 

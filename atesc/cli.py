@@ -27,7 +27,8 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 import atesc
-from .core import AtescError, ConfigError, brief, check_list, check_path, check_range, choose, nearest, one_line, pick_device
+from .core import AtescError, ConfigError, brief, check_list, check_path, check_range, choose, nearest, one_line
+from .runtime import pick_device
 from .files import locked, writable_dir
 from .records import load_records, record_key
 from .sources import SOURCES, download

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from .core import InputError, as_config, check_is, check_list
+from .core import InputError, check_is, check_list
+from .runtime import as_config
 from .domain_eval import evenly
 from .networks import frozen
 from .report import STYLE, caption

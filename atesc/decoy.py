@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, check_range, check_types, memory_for
+from .core import ConfigError, check_range, check_types
+from .runtime import memory_for
 from .generator import DCGANGenerator
 from .networks import Observation, frozen, observe
 from .splitter import RadiusSplitter

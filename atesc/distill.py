@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, began_as, described, fingerprint, from_bytes, to_bytes
-from .core import Diverged, InputError, check_images, check_range, check_types, memory_for, progress, seeded
+from .core import Diverged, InputError, WrongType, brief, check_images, check_is, check_range, check_types
+from .runtime import memory_for, progress, seeded
 from .cmi import random_view
 from .escape import Objective, PlainKD
 from .examine import device_of, examine
@@ -199,8 +200,12 @@ def distill(
     desc: str = "distil",  # of the progress bar
 ) -> Distilled:  # the student, its curve, teacher passes, seconds
     "Distil `teacher` into `student` without data."
-    check_range("iterations", iterations, 1)
-    check_range("eval_every", eval_every, 1)
+    check_range("iterations", iterations, 1, whole=True)
+    check_range("eval_every", eval_every, 1, whole=True)
+    check_is("config", config, DistillConfig)
+    for name, part, methods in (("synthesizer", synthesizer, ("update", "sample")), ("objective", objective, ("start", "score", "loss"))):
+        if isinstance(part, type) or not all(hasattr(part, method) for method in methods):
+            raise WrongType(f"{name} must have {' and '.join(methods)}, got {f'the class {part.__name__}' if isinstance(part, type) else brief(part)}")
     device = device_of(teacher, "teacher")
     device_of(student, "student")
     student.to(device)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from .core import InputError, brief, check_images, check_is, check_range, choose
 from .domains import Domain, ImageSet
-from .metrics import accuracy, predict
+from .metrics import predict
 from .networks import build_network, frozen, observe
 from .presets import METHODS
 from .report import STYLE, short, subject
 from .tables import GAP, TEACHERS, Record, clear, first_of, mean_std, select, students
-from .tasks import Task, load_task
+from .tasks import Task
 from .teacher import TeacherConfig, train_sl
 
 # %% ../nbs/20_domain_eval.ipynb #c006

@@ -26,7 +26,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from .core import ConfigError, InputError, MissingData, check_images, check_range, choose, one_line, seeded
+from .core import ConfigError, InputError, MissingData, check_images, check_is, check_range, choose, one_line
+from .runtime import seeded
 from .sources import DIGITS, SOURCES, data_folder, data_root, download_command, reading
 
 # %% ../nbs/01_domains.ipynb #c006
@@ -39,6 +40,7 @@ class ImageSet:
 
     def __post_init__(self):
         check_images(self.images, "ImageSet.images")
+        check_is("ImageSet.labels", self.labels, Tensor)
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise InputError(
                 f"ImageSet.labels must be int64 of shape [{len(self.images)}], "

@@ -11,7 +11,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .core import InputError, answers, check_logits, check_weights, refuse_probabilities, seeded
+from .core import InputError, answers, check_is, check_logits, check_weights, refuse_probabilities
+from .runtime import seeded
 from .networks import frozen
 
 # %% ../nbs/03_examine.ipynb #e006
@@ -20,6 +21,7 @@ def device_of(
     name: str = "model",  # the argument, as it should appear in the message
 ) -> torch.device:  # the CPU for a network without weights
     "The one device of a network; several, none (meta), or weights that are not float32: `InputError`."
+    check_is(name, model, nn.Module)
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors})
     if len(devices) > 1:

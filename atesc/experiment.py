@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import discard
-from .core import as_config, choose, progress, provenance, seeded, versions
+from .core import check_is, check_list, check_range, choose
+from .runtime import as_config, progress, provenance, seeded, versions
 from .records import append_records, load_records, record_key
 from .distill import Distilled, distill
 from .metrics import evaluator
@@ -48,7 +49,9 @@ class Teachers:
         device: torch.device = torch.device("cpu"),  # where to train, and where they are
         folder: str | Path | None = None,  # where they are kept; None: nowhere
     ):
-        self.preset, self.task, self.seed, self.device = preset, task.to(device), seed, device
+        check_is("preset", preset, Preset)
+        check_range("seed", seed, 0, 2**63 - 2, whole=True)
+        self.preset, self.task, self.seed, self.device = preset, check_is("task", task, Task).to(check_is("device", device, torch.device)), seed, device
         self.folder = None if folder is None else Path(folder)
         self.made: dict[str, nn.Module] = {}
 
@@ -247,6 +250,9 @@ def run_grid(
     also: Callable[[Teachers, dict[str, Any], Run], dict[str, Any]] | None = None,  # (teachers, record, run) -> further fields of the record
 ) -> list[dict[str, Any]]:  # the records of all cells, in their order
     "Run what is not on record yet."
+
+    check_is("preset", preset, Preset)
+    check_list("cells", cells, Cell)
 
     def key(cell: Cell) -> str:
         return record_key(run_key(experiment, preset, cell.task, cell.student, cell.seed, cell.baseline))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .core import AtescError
+from .core import AtescError, check_path
 
 # %% ../nbs/00_files.ipynb #f006
 class StorageError(AtescError, OSError):
@@ -53,7 +53,7 @@ def write_file(
     content: str | bytes,  # the whole content; text is written as UTF-8
 ) -> Path:  # the path
     "Replace the file at `path` in one step: a reader sees the old file or the new one, never half. No room or no permission: `StorageError`."
-    path = Path(path)
+    path = check_path("path", path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def writable_dir(
     name: str = "out",  # the argument, as it should appear in the message
 ) -> Path:  # the folder, made and writable
     "Make the folder if need be; raise `StorageError` when it cannot be made or written to."
-    path = Path(path).expanduser()
+    path = check_path(name, path)
     probe = path / f".probe-{os.getpid()}"
     with storing(path, name):
         path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def locked(
     busy: str = "another process is writing to it",  # what to say when that was not enough
 ) -> Iterator[None]:
     "Hold the lock of `path` inside the block; when it cannot be had, `StorageError`."
-    path = Path(path)
+    path = check_path("path", path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_of(path))

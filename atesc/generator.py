@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import ConfigError, InputError, WrongType, brief, check_is, check_range, seeded
+from .core import ConfigError, InputError, WrongType, brief, check_is, check_range
+from .runtime import seeded
 
 # %% ../nbs/05_generator.ipynb #c006
 def check_shape(

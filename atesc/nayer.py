@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .cmi import Inversion, random_view
-from .core import ConfigError, Diverged, check_is, check_range, check_types, seeded
+from .core import ConfigError, Diverged, check_is, check_range, check_types
+from .runtime import seeded
 from .networks import observe
 from .synthesis import Batch, Judge, descend, with_decoys
 

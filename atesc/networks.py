@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 from torchvision.models.vgg import cfgs, make_layers
 
-from .core import ConfigError, check_range, check_types, choose, seeded
+from .core import ConfigError, check_range, check_types, choose
+from .runtime import seeded
 
 # %% ../nbs/03_networks.ipynb #c006
 MOST_CLASSES = 65_536  # that a network of `build_network` tells apart

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .core import InputError, WrongType, answers, check_images, check_is, check_list, check_range, check_some, seeded
+from .core import InputError, WrongType, answers, check_images, check_is, check_list, check_range, check_some
+from .runtime import seeded
 from .domains import Domain, ImageSet
 from .networks import frozen
 from .synthesis import Batch, Judge

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, check_range, check_types, choose
-from .networks import frozen, observe
+from .networks import observe
 from .checkpoint import set_since
 from .splitter import RadiusSplitter, Split, Splitter, clean_gradient, soft_margin
 

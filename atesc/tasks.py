@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import ConfigError, brief, check_images, check_range, check_types, choose, seeded
+from .core import ConfigError, brief, check_images, check_range, check_types, choose
+from .runtime import seeded
 from .domains import DOMAINS, Domain, ImageSet, load_domain
 
 # %% ../nbs/02_tasks.ipynb #c006

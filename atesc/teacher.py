@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .archive import WeightsError, file_size, map_pt, short
+from .archive import WeightsError, file_size, map_pt
 from .checkpoint import Checkpoint, began_as, described, fingerprint
-from .core import ConfigError, InputError, MissingData, check_logits, check_range, check_types, check_weights, memory_for, progress, seeded
-from .domains import ImageSet
+from .core import ConfigError, InputError, MissingData, check_is, check_logits, check_range, check_types, check_weights
+from .runtime import memory_for, pick_device, progress, seeded
+from .examine import device_of
 from .files import storing, write_file
 from .networks import NETWORKS, NetworkConfig, SmallVGG, build_network, observe
 from .tasks import Task
@@ -90,7 +91,11 @@ def designated_loss(
 def _train(
     task: Task, model: nn.Module | None, config: TeacherConfig, seed: int, device: str | torch.device, checkpoint: str | Path | None, every: int, ntl: bool
 ) -> nn.Module:
+    check_is("task", task, Task)
+    check_is("config", config, TeacherConfig)
     model = SmallVGG(num_classes=task.num_classes, seed=seed) if model is None else model
+    device_of(model)
+    device = pick_device(device) if isinstance(device, str) else check_is("device", device, torch.device)
     model.to(device)
     id_set, ood_set = task.id.train.to(device), task.ood.train.to(device)
     batch = min(config.batch_size, len(id_set), len(ood_set) if ntl else len(id_set))
@@ -100,7 +105,7 @@ def _train(
         seen = [tensor for part in ([id_set, ood_set] if ntl else [id_set]) for tensor in (part.images, part.labels)]
         return {
             "kind": "ntl" if ntl else "sl", "target": task.target, "data": fingerprint(seen), "network": {**described(model), "weights": began_as(model, path)},
-            "config": described(config), "seed": seed, "device": torch.device(device).type,
+            "config": described(config), "seed": seed, "device": device.type,
         }  # fmt: skip
 
     with seeded(seed), torch.enable_grad(), Checkpoint(checkpoint, run, every) as kept, memory_for("TeacherConfig.batch_size", batch):
@@ -117,7 +122,7 @@ def _train(
                 part.load_state_dict(state[name])
             order, others = state["order"], state["others"]
 
-        kept.resume(torch.device(device), restore)
+        kept.resume(device, restore)
         kept.wait_for_steps()
         model.train()
         bar = progress(config.epochs, f"{'NTL' if ntl else 'SL'} teacher, epochs", kept.step // batches)

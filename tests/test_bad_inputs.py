@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from atesc import core, tasks
+from atesc import core, runtime, tasks
 from atesc.cli import parse_value, plan_all, run_all, run_experiment
 from atesc.cmi import CMI, CMIConfig
 from atesc.command import main as command
@@ -226,15 +226,15 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "seed: NaN": ("seed", lambda: halves(10, 2, NAN)),
     "seed: a tensor": ("seed", lambda: SmallVGG("8", seed=torch.tensor(0))),
     # devices
-    "device: gpu": ("device", lambda: core.pick_device("gpu")),
-    "device: upper case": ("Did you mean 'cpu'?", lambda: core.pick_device("CPU")),
-    "device: None": ("device", lambda: core.pick_device(None)),
-    "device: a number": ("device", lambda: core.pick_device(0)),
-    "device: empty": ("device", lambda: core.pick_device("")),
-    "device: the 99th": ("device", lambda: core.pick_device("cuda:99")),
-    "device: cuda:x": ("device", lambda: core.pick_device("cuda:x")),
-    "device: cpu:x": ("device", lambda: core.pick_device("cpu:x")),
-    "device: cpu:": ("device", lambda: core.pick_device("cpu:")),
+    "device: gpu": ("device", lambda: runtime.pick_device("gpu")),
+    "device: upper case": ("Did you mean 'cpu'?", lambda: runtime.pick_device("CPU")),
+    "device: None": ("device", lambda: runtime.pick_device(None)),
+    "device: a number": ("device", lambda: runtime.pick_device(0)),
+    "device: empty": ("device", lambda: runtime.pick_device("")),
+    "device: the 99th": ("device", lambda: runtime.pick_device("cuda:99")),
+    "device: cuda:x": ("device", lambda: runtime.pick_device("cuda:x")),
+    "device: cpu:x": ("device", lambda: runtime.pick_device("cpu:x")),
+    "device: cpu:": ("device", lambda: runtime.pick_device("cpu:")),
     # names
     "choose: a list": ("preset", lambda: core.choose("preset", ["debug"], ["debug"])),
     "choose: a very long name": ("preset", lambda: core.choose("preset", "x" * 10**5, ["debug"])),
@@ -377,7 +377,7 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "load_records: a zero byte": ("path", lambda: load_records("a\0b")),
     "load_records: a file that is none": ("line 1", lambda: load_records(__file__)),
     "record_key: a list": ("record", lambda: record_key([1])),
-    "as_config: an object": ("'a'", lambda: core.as_config({"a": object()})),
+    "as_config: an object": ("'a'", lambda: runtime.as_config({"a": object()})),
     # tables and figures
     "measures: no records": ("records", lambda: measures([])),
     "measures: of two kinds": ("records", lambda: measures([RECORD, {**RECORD, "kind": "open-set"}])),

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from atesc.core import as_config
+from atesc.runtime import as_config
 from atesc.criteria import auroc, best_settings, candidates, criteria_table, measure_scores, of_criterion, ranking, scores_after, scoring
 from atesc.rivals import FeatureSplitter, RandomSplitter
 from atesc.splitter import PGDSplitter, RadiusSplitter

@@ -2,7 +2,6 @@
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 from licences import FREE, LIMITED, ROOT, closure, licence, required
@@ -41,10 +40,10 @@ import sys
 for name in {foreign!r}:
     sys.modules[name] = None  # `import name` raises ModuleNotFoundError
 import importlib
+from pathlib import Path
 
 for name in {modules!r}:
     importlib.import_module("atesc." + name)
-from pathlib import Path
 
 from atesc.experiment import plan_grid, run_grid
 from atesc.presets import load_preset

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from atesc.core import ConfigError, seeded
+from atesc.core import ConfigError
+from atesc.runtime import seeded
 from atesc.domain_eval import features_of
 from atesc.domains import ImageSet
 from atesc.networks import SmallVGG

@@ -238,6 +238,9 @@ def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatc
         def sample(self, n):
             return torch.rand(n, 3, 8, 8)
 
+        def update(self, teacher, student, judge=None):
+            raise AssertionError("not reached")
+
     monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
     with pytest.raises(InputError, match=r"a checkpoint needs synthesizer.state_dict\(\), which Fixed does not have"):
         run(teachers.ntl, tmp_path / "run", synthesizer="fixed")

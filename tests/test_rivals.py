@@ -7,7 +7,7 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 from sklearn.covariance import ShrunkCovariance
 
-from atesc.core import as_config
+from atesc.runtime import as_config
 from atesc.distill import DistillConfig, distill
 from atesc.escape import CalibratedKD
 from atesc.generator import DCGANGenerator
