@@ -105,8 +105,9 @@ def locked(
         except Timeout:
             raise StorageError(f"{str(path)!r}: {busy}") from None
     try:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a process that died while it wrote
-            part.unlink(missing_ok=True)
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if part.name.removeprefix(f".{path.name}.").removesuffix(".part").isdigit():  # of a process that died while it wrote
+                part.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
