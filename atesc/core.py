@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AtescError', 'ConfigError', 'InputError', 'WrongType', 'MissingData', 'Diverged', 'OutOfMemory', 'one_line', 'brief',
-           'nearest', 'choose', 'choose_all', 'check_is', 'check_list', 'check_some', 'check_path', 'check_types',
-           'configure', 'check_range', 'check_images', 'check_weights', 'check_logits', 'answers',
+           'nearest', 'choose', 'choose_all', 'check_is', 'check_methods', 'check_list', 'check_some', 'check_path',
+           'check_types', 'configure', 'check_range', 'check_images', 'check_weights', 'check_logits', 'answers',
            'refuse_probabilities']
 
 # %% ../nbs/00_core.ipynb #c003
@@ -112,6 +112,19 @@ def check_is(
         if isinstance(value, type):
             raise WrongType(f"{name} must be an instance of {accepted}, got the class {value.__name__}")
         raise WrongType(f"{name} must be of type {accepted}, got {brief(value)} ({type(value).__name__})")
+    return value
+
+
+def check_methods(
+    name: str,  # the argument, as it should appear in the message
+    value: Any,  # what was given
+    *methods: str,  # what it must have
+) -> Any:  # `value`, unchanged
+    "Raise `WrongType` unless `value` has the methods; a class in place of its instance is told so."
+    if isinstance(value, type):
+        raise WrongType(f"{name} must be an instance, got the class {value.__name__}")
+    if missing := [method for method in methods if not callable(getattr(value, method, None))]:
+        raise WrongType(f"{name} must have the method {missing[0]}, got {brief(value)} ({type(value).__name__}) without")
     return value
 
 

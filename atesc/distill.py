@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, began_as, described, fingerprint, from_bytes, to_bytes
-from .core import Diverged, InputError, WrongType, brief, check_images, check_is, check_range, check_types
+from .core import Diverged, check_images, check_is, check_methods, check_range, check_types
 from .runtime import memory_for, progress, seeded
 from .cmi import random_view
 from .escape import Objective, PlainKD
@@ -153,6 +153,19 @@ class Distilled:
     seconds: float = 0.0  # of training, evaluation left out
     warnings: list[dict[str, Any]] = field(default_factory=list)  # per `DistillWarning`: iteration, name, text
 
+    def state_dict(self) -> dict[str, Any]:
+        "Curve, teacher passes and seconds so far."
+        tensors = [{name: value for name, value in point.items() if isinstance(value, (Tensor, dict, list))} for point in self.curve]
+        plain = [{name: value for name, value in point.items() if name not in apart} for point, apart in zip(self.curve, tensors)]
+        return {"plain": to_bytes(plain), "tensors": tensors if any(tensors) else [], "passes": asdict(self.passes), "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go back to what `state_dict` gave."
+        plain = from_bytes(state["plain"])
+        self.curve = [{**point, **tensors} for point, tensors in zip(plain, state["tensors"] or [{}] * len(plain))]
+        self.seconds = state["seconds"]
+        vars(self.passes).update(state["passes"])
+
 
 def moved(
     batch: Batch,  # images from the pool
@@ -171,9 +184,8 @@ def decides(
     teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer, objective: Objective, path: Path, **settings: Any
 ) -> dict[str, Any]:  # nested and plain
     "What decides a run, for its checkpoint; fingerprints of the weights that the networks came with."
-    for name, part in (("synthesizer", synthesizer), ("objective", objective)):
-        if not hasattr(part, "state_dict"):
-            raise InputError(f"a checkpoint needs {name}.state_dict(), which {type(part).__name__} does not have; give it that, or pass checkpoint=None")
+    check_methods("synthesizer (for a checkpoint; without, pass checkpoint=None)", synthesizer, "state_dict", "load_state_dict")
+    check_methods("objective (for a checkpoint; without, pass checkpoint=None)", objective, "state_dict", "resume")
     return {
         "teacher": {"type": type(teacher).__name__, "weights": fingerprint(teacher.state_dict().values())},
         "student": {**described(student), "weights": began_as(student, path)},
@@ -203,9 +215,8 @@ def distill(
     check_range("iterations", iterations, 1, whole=True)
     check_range("eval_every", eval_every, 1, whole=True)
     check_is("config", config, DistillConfig)
-    for name, part, methods in (("synthesizer", synthesizer, ("update", "sample")), ("objective", objective, ("start", "score", "loss"))):
-        if isinstance(part, type) or not all(hasattr(part, method) for method in methods):
-            raise WrongType(f"{name} must have {' and '.join(methods)}, got {f'the class {part.__name__}' if isinstance(part, type) else brief(part)}")
+    check_methods("synthesizer", synthesizer, "update", "sample")
+    check_methods("objective", objective, "start", "score", "update", "loss")
     device = device_of(teacher, "teacher")
     device_of(student, "student")
     student.to(device)
@@ -222,25 +233,19 @@ def distill(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations * config.student_steps)
         pool, decoys, watch = Pool(config.pool), Pool(config.pool), Watch(objective, iterations)
         result.warnings = watch.found
-        parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "synthesizer": synthesizer, "pool": pool, "decoys": decoys, "watch": watch}
+        parts = {
+            "student": student, "optimizer": optimizer, "schedule": schedule, "synthesizer": synthesizer, "pool": pool, "decoys": decoys, "watch": watch, "result": result,
+        }  # fmt: skip
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.autocast)
         source = getattr(synthesizer, "config", synthesizer)  # has the batch size
 
         def state() -> dict[str, Any]:
-            kept = [{name: value for name, value in point.items() if isinstance(value, (Tensor, dict, list))} for point in result.curve]
-            told = [{name: value for name, value in point.items() if name not in tensors} for point, tensors in zip(result.curve, kept)]
-            so_far = {"told": to_bytes(told), "kept": kept if any(kept) else [], "passes": asdict(result.passes), "seconds": result.seconds}
-            return {**{name: part.state_dict() for name, part in parts.items()}, "objective": objective.state_dict(), "so far": so_far}
+            return {**{name: part.state_dict() for name, part in parts.items()}, "objective": objective.state_dict()}
 
         def restore(state: dict[str, Any]) -> None:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             objective.resume(images, num_classes, state["objective"])
-            so_far = state["so far"]
-            told = from_bytes(so_far["told"])
-            result.curve = [{**point, **tensors} for point, tensors in zip(told, so_far["kept"] or [{}] * len(told))]
-            result.seconds = so_far["seconds"]
-            vars(result.passes).update(so_far["passes"])
 
         with count_passes(teacher) as result.passes:
             kept.resume(device, restore)

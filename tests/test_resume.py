@@ -242,7 +242,7 @@ def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatc
             raise AssertionError("not reached")
 
     monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
-    with pytest.raises(InputError, match=r"a checkpoint needs synthesizer.state_dict\(\), which Fixed does not have"):
+    with pytest.raises(InputError, match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must have the method state_dict, got"):
         run(teachers.ntl, tmp_path / "run", synthesizer="fixed")
 
 
