@@ -353,7 +353,10 @@ def test_a_bomb_of_one_file_is_refused(tmp_path):
         gunzip(archive, out / "file", MOST)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b", gzip.compress(EVIL)[:-9], gzip.compress(EVIL)[:-8] + bytes(8), gzip.compress(EVIL) + b"rubbish"])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x1f\x8b", gzip.compress(EVIL)[:-9], gzip.compress(EVIL)[:-8] + bytes(8), gzip.compress(EVIL) + b"rubbish"],
+    ids=["empty", "text", "two bytes", "cut off", "wrong checksum", "rubbish behind"],
+)  # fmt: skip
 def test_a_damaged_gzip_is_refused(content, tmp_path):
     out, archive = arena(tmp_path, ".gz")
     archive.write_bytes(content)
