@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, began_as, described, fingerprint, from_bytes, to_bytes
+from .checkpoint import Checkpoint, described, fingerprint, from_bytes, to_bytes, trainee
 from .core import Diverged, check_images, check_is, check_methods, check_range, check_types
 from .runtime import memory_for, progress, seeded
 from .cmi import random_view
@@ -188,8 +188,8 @@ def decides(
     check_methods("objective (for a checkpoint; without, pass checkpoint=None)", objective, "state_dict", "resume")
     return {
         "teacher": {"type": type(teacher).__name__, "weights": fingerprint(teacher.state_dict().values())},
-        "student": {**described(student), "weights": began_as(student, path)},
-        "generator": {**described(synthesizer.generator), "weights": began_as(synthesizer.generator, path)},
+        "student": trainee(student, path),
+        "generator": trainee(synthesizer.generator, path),
         "synthesizer": described(synthesizer),
         "objective": described(objective),
         **described(settings),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archive import WeightsError, file_size, map_pt
-from .checkpoint import Checkpoint, began_as, described, fingerprint
+from .checkpoint import Checkpoint, described, fingerprint, trainee
 from .core import ConfigError, InputError, MissingData, check_is, check_logits, check_range, check_types, check_weights
 from .runtime import memory_for, pick_device, progress, seeded
 from .examine import device_of
@@ -104,7 +104,7 @@ def _train(
     def run(path: Path) -> dict[str, Any]:
         seen = [tensor for part in ([id_set, ood_set] if ntl else [id_set]) for tensor in (part.images, part.labels)]
         return {
-            "kind": "ntl" if ntl else "sl", "target": task.target, "data": fingerprint(seen), "network": {**described(model), "weights": began_as(model, path)},
+            "kind": "ntl" if ntl else "sl", "target": task.target, "data": fingerprint(seen), "network": trainee(model, path),
             "config": described(config), "seed": seed, "device": device.type,
         }  # fmt: skip
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from atesc.checkpoint import CheckpointError, fingerprint
+from atesc.checkpoint import CheckpointError, CheckpointWarning, fingerprint
 from atesc.cmi import CMI, CMIConfig
 from atesc.core import InputError
 from atesc.decoy import DecoyConfig, Decoys
@@ -170,9 +171,26 @@ def test_other_networks_are_another_run(teachers, tmp_path):
         run(teachers.ntl, tmp_path / "run", stop=2)
     with pytest.raises(CheckpointError, match=r"teacher\.weights is \w{12} there, \w{12} here"):
         run(teachers.sl, tmp_path / "run")
-    for student, said in ((SmallVGG("8 M 8", 4, seed=2), "student.weights"), (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here")):
-        with pytest.raises(CheckpointError, match=said):
+    for student, said in (
+        (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here"), (nn.Sequential(SmallVGG("8 M 8", 4, seed=1)), "student.type is SmallVGG there, Sequential here"),
+        (SmallVGG("8 M 8", 4, batch_norm=False), "student.tensors is 16 there, 6 here"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError) as refused:
             distill(teachers.ntl, student, synthesizer=SYNTHESIZERS["dfq"](), iterations=7, seed=3, eval_every=1, checkpoint=tmp_path / "run")
+        assert said in str(refused.value)
+
+
+def test_a_student_built_from_no_seed_is_no_reason_to_lose_a_night(teachers, tmp_path):
+    """Its first weights are others than those of the interrupted call, and no longer matter."""
+    whole = run(teachers.ntl, None)
+    with pytest.raises(KeyboardInterrupt):
+        run(teachers.ntl, tmp_path / "run", stop=2)
+    with pytest.warns(CheckpointWarning, match=r"student\.first weights is \w{12} there, \w{12} here; the run goes on with the weights in the checkpoint"):
+        again = distill(
+            teachers.ntl, SmallVGG("8 M 8", 4, seed=9), synthesizer=SYNTHESIZERS["dfq"](), iterations=7, eval_every=1, seed=3, evaluate=Stop(0), checkpoint=tmp_path / "run",
+            config=DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1),
+        )  # fmt: skip
+    assert outcome(again) == outcome(whole)
 
 
 def test_another_version_of_torch_is_another_run(teachers, tmp_path, monkeypatch):
