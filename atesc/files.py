@@ -48,6 +48,26 @@ def storing(
         raise StorageError(f"{name} {str(path)!r} cannot be written to: {why}".lstrip()) from error
 
 # %% ../nbs/00_files.ipynb #f009
+def _alive(process: int) -> bool:
+    "Is there such a process? Where that cannot be asked, yes."
+    try:
+        if os.name == "posix":
+            os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _clear(path: Path) -> None:
+    "Remove what processes left beside `path` that died while they wrote it."
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = part.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if process.isdecimal() and not _alive(int(process)):
+            part.unlink(missing_ok=True)
+
+
 def write_file(
     path: str | Path,  # where to; its folder is made if need be
     content: str | bytes,  # the whole content; text is written as UTF-8
@@ -57,6 +77,7 @@ def write_file(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
         try:
             with open(part, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -105,9 +126,6 @@ def locked(
         except Timeout:
             raise StorageError(f"{str(path)!r}: {busy}") from None
     try:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            if part.name.removeprefix(f".{path.name}.").removesuffix(".part").isdigit():  # of a process that died while it wrote
-                part.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
