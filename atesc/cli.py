@@ -234,7 +234,8 @@ def run_experiment(
     if sys.stderr.isatty():
         os.environ["ATESC_TTY"] = os.ttyname(sys.stderr.fileno())
     executed = folder / f"{experiment}.ipynb"
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for name in ("papermill", "asyncio"):  # what they find out when the kernel of a run that is stopped goes first is no news
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with locked(executed, wait=0, busy="another run writes this notebook; wait for it, or give another --out"):
         papermill.execute_notebook(
             str(notebook), str(executed), values, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout,
