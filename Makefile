@@ -85,8 +85,8 @@ analyses: $(READY) ## one notebook a claim, in about three hours; goes on where 
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/[0-9]*.ipynb nbs/index.ipynb
-	for notebook in nbs/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tests/keep_outputs.py $$notebook $$notebook; done
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/*/[0-9]*.ipynb nbs/index.ipynb
+	for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tests/keep_outputs.py $$notebook $$notebook; done
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/render_readme.py
 

@@ -1,8 +1,9 @@
 """Read settings.ini, nbdev's one configuration file, so that nothing is said twice."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
@@ -24,9 +25,9 @@ setup(
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     # The experiment notebooks travel in the wheel, so that `atesc run` works without a checkout.
-    packages=["atesc", "atesc.experiments"],
+    packages=[*find_packages(include=["atesc", "atesc.*"]), "atesc.experiments"],
     package_dir={"atesc": "atesc", "atesc.experiments": "nbs/experiments"},
-    package_data={"atesc.experiments": ["*.ipynb"]},
+    package_data={"atesc": ["py.typed"], "atesc.experiments": ["*.ipynb"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"notebooks": notebooks, "dev": [*notebooks, *cfg["dev_requirements"].split()]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

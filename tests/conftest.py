@@ -1,10 +1,11 @@
 """Shared fixtures: the debug task and teachers trained on it, in seconds."""
+
 import pytest
 import torch
 
-from atesc.experiment import Teachers
-from atesc.presets import load_preset
-from atesc.tasks import load_task
+from atesc.data.tasks import load_task
+from atesc.study.grid import Teachers
+from atesc.study.presets import load_preset
 
 
 @pytest.fixture(scope="session")

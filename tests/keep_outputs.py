@@ -2,6 +2,7 @@
 
 Outputs are copied cell by cell, progress widgets, their state and warnings left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
 """
+
 import sys
 from pathlib import Path
 
@@ -13,13 +14,21 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def keep_outputs(executed_path: str, source_path: str) -> None:
     """Copy the outputs of an executed notebook into its source, in place."""
     executed, source = (nbformat.read(path, as_version=4) for path in (executed_path, source_path))
-    done = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    done = [
+        cell
+        for cell in executed.cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     if [cell.source for cell in done] != [cell.source for cell in source.cells]:
         sys.exit(f"{executed_path} was made from another version of {source_path}: run it again")
     folder = str(Path(executed_path).resolve().parent)
     for old, new in zip(source.cells, done):
         if old.cell_type == "code":
-            old.outputs = [out for out in new.outputs if WIDGET not in out.get("data", {}) and out.get("name") != "stderr"]
+            old.outputs = [
+                out
+                for out in new.outputs
+                if WIDGET not in out.get("data", {}) and out.get("name") != "stderr"
+            ]
             for out in old.outputs:
                 if "text" in out:
                     out.text = out.text.replace(folder, "OUT")

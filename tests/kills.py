@@ -1,4 +1,5 @@
 """Kill runs with SIGKILL at random moments, let each go on, and compare it with one that was left alone. `python tests/kills.py 100` does so 100 times."""
+
 import json
 import os
 import random
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from atesc.checkpoint import fingerprint
-from atesc.experiment import Cell, run_grid
-from atesc.presets import BASELINES, load_preset
-from atesc.records import load_records
+from atesc.inside.checkpoint import fingerprint
+from atesc.inside.records import load_records
+from atesc.study.grid import Cell, run_grid
+from atesc.study.presets import BASELINES, load_preset
 
 OBJECTIVES = ("ntl-plain", "ntl-ckd", "ntl-atesc")
 TASK = "debug->debug_ood"
@@ -24,13 +25,22 @@ TASK = "debug->debug_ood"
 def settings():
     """The debug preset, long enough to be killed in the middle."""
     preset = load_preset("debug", iterations=40, rounds=8)
-    return replace(preset, curve_points=8, teacher=replace(preset.teacher, epochs=20), atesc=replace(preset.atesc, decoy=replace(preset.atesc.decoy, probe=10)))
+    return replace(
+        preset,
+        curve_points=8,
+        teacher=replace(preset.teacher, epochs=20),
+        atesc=replace(preset.atesc, decoy=replace(preset.atesc.decoy, probe=10)),
+    )
 
 
 def run(folder: Path, cell: Cell) -> None:
     """One student, its record with fingerprints of student and teacher."""
+
     def weights(teachers, record, run):
-        return {"student": fingerprint(run.result.student.state_dict().values()), "weights": fingerprint(teachers.ntl.state_dict().values())}
+        return {
+            "student": fingerprint(run.result.student.state_dict().values()),
+            "weights": fingerprint(teachers.ntl.state_dict().values()),
+        }
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -53,7 +63,10 @@ def start(folder: Path, cell: Cell) -> int:
 def outcome(folder: Path) -> tuple[int, list[dict]]:
     """Lines of the file, and what each says but for the time."""
     lines = (folder / "records.jsonl").read_bytes().count(b"\n")
-    return lines, [{k: v for k, v in r.items() if k not in ("seconds", "finished")} for r in load_records(folder)]
+    return lines, [
+        {k: v for k, v in r.items() if k not in ("seconds", "finished")}
+        for r in load_records(folder)
+    ]
 
 
 def trial(cell: Cell, seconds: float, folder: Path) -> tuple[str, bool]:
@@ -64,7 +77,17 @@ def trial(cell: Cell, seconds: float, folder: Path) -> tuple[str, bool]:
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status)
     checkpoints = [file for file in folder.rglob("*.checkpoint") if not file.name.startswith(".")]
-    found = "its end" if not killed else "a student's" if any(f.parent.name == "checkpoints" for f in checkpoints) else "a teacher's" if checkpoints else "a teacher" if list(folder.glob("teachers/*.safetensors")) else "nothing"
+    found = (
+        "its end"
+        if not killed
+        else "a student's"
+        if any(f.parent.name == "checkpoints" for f in checkpoints)
+        else "a teacher's"
+        if checkpoints
+        else "a teacher"
+        if list(folder.glob("teachers/*.safetensors"))
+        else "nothing"
+    )
     _, status = os.waitpid(start(folder, cell), 0)
     return found, os.WEXITSTATUS(status) == 0 and not [file for file in folder.rglob("*.part")]
 
@@ -72,8 +95,19 @@ def trial(cell: Cell, seconds: float, folder: Path) -> tuple[str, bool]:
 def main(kills: int, seed: int = 0) -> dict[str, int]:
     """Kill and resume, each baseline and objective in turn; returns counts."""
     torch.set_num_threads(1)
-    rng, counts = random.Random(seed), {"killed": 0, "went on": 0, "from a checkpoint": 0, "same": 0, "records lost or doubled": 0}
-    cells = [Cell(TASK, 0, baseline, objective) for baseline in BASELINES for objective in OBJECTIVES]
+    rng, counts = (
+        random.Random(seed),
+        {
+            "killed": 0,
+            "went on": 0,
+            "from a checkpoint": 0,
+            "same": 0,
+            "records lost or doubled": 0,
+        },
+    )
+    cells = [
+        Cell(TASK, 0, baseline, objective) for baseline in BASELINES for objective in OBJECTIVES
+    ]
     known: dict[Cell, tuple[float, list[dict]]] = {}
     number = 0
     while counts["killed"] < kills:
@@ -94,9 +128,19 @@ def main(kills: int, seed: int = 0) -> dict[str, int]:
             counts["from a checkpoint"] += "'s" in found
             counts["same"] += parts == whole and len(whole) == 1
             counts["records lost or doubled"] += lines != 1
-            print(f"{cell.baseline:5s} {cell.student:9s} killed after {moment:4.1f} of {seconds:4.1f} s, went on from {found}: {'same' if parts == whole else 'DIFFERENT'}", flush=True)
+            print(
+                f"{cell.baseline:5s} {cell.student:9s} killed after {moment:4.1f} of {seconds:4.1f} s, went on from {found}: {'same' if parts == whole else 'DIFFERENT'}",
+                flush=True,
+            )
     return counts
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, int(sys.argv[2]) if len(sys.argv) > 2 else 0)))
+    print(
+        json.dumps(
+            main(
+                int(sys.argv[1]) if len(sys.argv) > 1 else 20,
+                int(sys.argv[2]) if len(sys.argv) > 2 else 0,
+            )
+        )
+    )

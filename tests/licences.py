@@ -1,4 +1,5 @@
 """DEPENDENCIES.md: what comes along with `pip install atesc`, and under which licence, from the metadata of what is installed. Run by `make licences`."""
+
 import re
 from configparser import ConfigParser
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -9,15 +10,28 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 BSD, APACHE, MIT, ISC, PSF, MPL = "BSD", "Apache-2.0", "MIT", "ISC", "PSF", "MPL-2.0"
 WORDS = {  # what packages write -> licence; the first that fits counts
-    "nvidia": "NVIDIA, proprietary", "mozilla": MPL, "mpl": MPL, "gpl": "GPL", "general public": "GPL", "apache": APACHE, "python software foundation": PSF,
-    "psf": PSF, "isc": ISC, "bsd": BSD, "matplotlib project": BSD, "redistribution and use": BSD, "mit": MIT,
-}  # fmt: skip
-UNSAID = {"cuda-toolkit": "NVIDIA, proprietary"}  # say nothing in their metadata: read in their own documentation
+    "nvidia": "NVIDIA, proprietary",
+    "mozilla": MPL,
+    "mpl": MPL,
+    "gpl": "GPL",
+    "general public": "GPL",
+    "apache": APACHE,
+    "python software foundation": PSF,
+    "psf": PSF,
+    "isc": ISC,
+    "bsd": BSD,
+    "matplotlib project": BSD,
+    "redistribution and use": BSD,
+    "mit": MIT,
+}
+UNSAID = {
+    "cuda-toolkit": "NVIDIA, proprietary"
+}  # say nothing in their metadata: read in their own documentation
 FREE = {BSD, APACHE, MIT, ISC, PSF}
 LIMITED = {  # not permissive, and why they may stay
     "NVIDIA, proprietary": "the CUDA libraries that torch's Linux wheels depend on; NVIDIA's licence lets them be used and passed on as they are. torch's CPU wheels do without",
     MPL: "copyleft for changes to the package's own files only; `atesc` changes none",
-}  # fmt: skip
+}
 
 
 def required(extra: str = "") -> list[str]:
@@ -41,7 +55,11 @@ def closure(requirements: list[str]) -> dict[str, Distribution]:
             continue
         todo += found[name].requires or []
         for extra in requirement.extras:
-            todo += [r.split(";")[0] for r in found[name].requires or [] if Requirement(r).marker and Requirement(r).marker.evaluate({"extra": extra})]
+            todo += [
+                r.split(";")[0]
+                for r in found[name].requires or []
+                if Requirement(r).marker and Requirement(r).marker.evaluate({"extra": extra})
+            ]
     return dict(sorted(found.items()))
 
 
@@ -49,9 +67,14 @@ def licence(package: Distribution) -> str:
     """The package's licence, of several the most demanding one."""
     said = package.metadata
     classifiers = [text for text in said.get_all("Classifier") or [] if text.startswith("License")]
-    text = " ".join([said.get("License-Expression") or (said.get("License") or "")[:200], *classifiers]).lower()
+    text = " ".join(
+        [said.get("License-Expression") or (said.get("License") or "")[:200], *classifiers]
+    ).lower()
     name = re.sub(r"[-_.]+", "-", said["Name"]).lower()
-    return next((kind for word, kind in WORDS.items() if re.search(rf"\b{word}", text)), UNSAID.get(name, "unknown"))
+    return next(
+        (kind for word, kind in WORDS.items() if re.search(rf"\b{word}", text)),
+        UNSAID.get(name, "unknown"),
+    )
 
 
 def rows(packages: dict[str, Distribution], direct: list[str]) -> list[str]:
@@ -60,40 +83,46 @@ def rows(packages: dict[str, Distribution], direct: list[str]) -> list[str]:
     names = {Requirement(text).name for text in direct}
     for name, package in packages.items():
         kinds.setdefault(licence(package), []).append(f"**{name}**" if name in names else name)
-    return ["| licence | packages |", "|---|---|", *(f"| {kind} | {', '.join(kinds[kind])} |" for kind in sorted(kinds))]
+    return [
+        "| licence | packages |",
+        "|---|---|",
+        *(f"| {kind} | {', '.join(kinds[kind])} |" for kind in sorted(kinds)),
+    ]
 
 
 def render() -> str:
     """The whole document."""
     core, extra = closure(required()), closure(required("notebooks"))
     new = {name: package for name, package in extra.items() if name not in core}
-    return "\n".join([
-        "# What `atesc` depends on",
-        "",
-        "Read from the metadata of what is installed, on Linux with torch's CUDA wheel, by `make licences`; in bold what `settings.ini` names. Versions are not pinned, so",
-        "that a security fix of a dependency arrives by `pip install --upgrade`.",
-        "",
-        "## `pip install atesc`",
-        "",
-        *rows(core, required()),
-        "",
-        "## `pip install 'atesc[notebooks]'`",
-        "",
-        "The command `atesc`, the experiment notebooks, tables and the page *explore* want these as well. pandas is the one package here that neither papermill nor Jupyter brings: the tables are its data frames.",
-        "",
-        *rows(new, required("notebooks")),
-        "",
-        "## Licences that are not permissive",
-        "",
-        *(f"- **{kind}**: {why}." for kind, why in LIMITED.items()),
-        "",
-        "A test fails when a package of another licence comes along, or of one that cannot be told.",
-        "",
-        "## Known vulnerabilities",
-        "",
-        "`make audit` installs [pip-audit](https://pypi.org/project/pip-audit/) into an environment of its own and asks the Python Packaging Advisory Database about every installed package. It needs the network.",
-        "",
-    ])
+    return "\n".join(
+        [
+            "# What `atesc` depends on",
+            "",
+            "Read from the metadata of what is installed, on Linux with torch's CUDA wheel, by `make licences`; in bold what `settings.ini` names. Versions are not pinned, so",
+            "that a security fix of a dependency arrives by `pip install --upgrade`.",
+            "",
+            "## `pip install atesc`",
+            "",
+            *rows(core, required()),
+            "",
+            "## `pip install 'atesc[notebooks]'`",
+            "",
+            "The command `atesc`, the experiment notebooks, tables and the page *explore* want these as well. pandas is the one package here that neither papermill nor Jupyter brings: the tables are its data frames.",
+            "",
+            *rows(new, required("notebooks")),
+            "",
+            "## Licences that are not permissive",
+            "",
+            *(f"- **{kind}**: {why}." for kind, why in LIMITED.items()),
+            "",
+            "A test fails when a package of another licence comes along, or of one that cannot be told.",
+            "",
+            "## Known vulnerabilities",
+            "",
+            "`make audit` installs [pip-audit](https://pypi.org/project/pip-audit/) into an environment of its own and asks the Python Packaging Advisory Database about every installed package. It needs the network.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

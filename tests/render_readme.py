@@ -1,13 +1,14 @@
 """README.md from nbs/index.ipynb, and its figures from the committed records. Run by `make notebooks`."""
+
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from atesc.records import load_records
-from atesc.presets import PRESETS
-from atesc.report import plot_classes, plot_curves, plot_grid, plot_radius
-from atesc.tables import committed
+from atesc.inside.records import load_records
+from atesc.study.presets import PRESETS
+from atesc.study.report import plot_classes, plot_curves, plot_grid, plot_radius
+from atesc.study.tables import committed
 
 ROOT = Path(__file__).parents[1]
 

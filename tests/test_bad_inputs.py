@@ -1,4 +1,5 @@
 """Mistakes that users make, in one table: each ends in the package's own error, in one line, with the argument named."""
+
 import math
 import os
 import shlex
@@ -17,34 +18,94 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from atesc import core, runtime, tasks
-from atesc.cli import parse_value, plan_all, run_all, run_experiment
-from atesc.cmi import CMI, CMIConfig
-from atesc.command import main as command
-from atesc.core import AtescError, configure
-from atesc.criteria import auroc, criteria_table, measure_scores, plot_criteria, ranking, scores_after
-from atesc.decoy import DecoyConfig
-from atesc.distill import DistillConfig
-from atesc.domain_eval import Yardstick, domain_task, evenly, features_of, frechet_distance, plot_shift, shifts
-from atesc.domains import Domain, ImageSet, load_domain
-from atesc.escape import ATEsc, CalibratedKD, PlainKD
-from atesc.explore import Explorer, Question, explore
-from atesc.generator import BigGANGenerator, DCGANGenerator, synthesise
-from atesc.leakage import chance_level, leakage_finding, plot_leakage
-from atesc.metrics import accuracy, evaluator, gap_closed, mislead, predict
-from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator
-from atesc.networks import SmallVGG, build_network
-from atesc.presets import Preset, distill_config, generator_for, load_preset, objective_for, settings_of, synthesizer_for
-from atesc.privacy import RealImages, attack_report, chance_std, halves, lira, nearest_members, part_of, roc, scaled_confidence
-from atesc.records import append_records, load_records, record_key
-from atesc.report import caption, plot_classes, plot_curves, plot_grid, plot_images, plot_radius, save_figure
-from atesc.rivals import CalibratedSplitter, ConfidenceSplitter, EntropySplitter, FeatureSplitter, GradientSplitter, RandomSplitter
-from atesc.splitter import PGDSplitter, RadiusSplitter, radius
-from atesc.synthesis import DFQ, DFQConfig, Pool
-from atesc.tables import grid_table, mean_std, measures, select, students, summary_table, table, variants_table
-from atesc.tasks import Task, check_task, load_task
-from atesc.teacher import TeacherConfig
-from atesc.variants import by_variant
+from atesc.app.cli import parse_value, plan_all, run_all, run_experiment
+from atesc.app.command import main as command
+from atesc.app.explore import Explorer, Question, explore
+from atesc.data import tasks
+from atesc.data.domains import Domain, ImageSet, load_domain
+from atesc.data.tasks import Task, check_task, load_task
+from atesc.inside import checks, errors, runtime, tensors
+from atesc.inside.checks import configure
+from atesc.inside.errors import AtescError
+from atesc.inside.records import append_records, load_records, record_key
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import DistillConfig
+from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.rivals import (
+    CalibratedSplitter,
+    ConfidenceSplitter,
+    EntropySplitter,
+    FeatureSplitter,
+    GradientSplitter,
+    RandomSplitter,
+)
+from atesc.method.splitter import PGDSplitter, RadiusSplitter, radius
+from atesc.study.criteria import (
+    auroc,
+    criteria_table,
+    measure_scores,
+    plot_criteria,
+    ranking,
+    scores_after,
+)
+from atesc.study.domain_eval import (
+    Yardstick,
+    domain_task,
+    evenly,
+    features_of,
+    frechet_distance,
+    plot_shift,
+    shifts,
+)
+from atesc.study.leakage import chance_level, leakage_finding, plot_leakage
+from atesc.study.metrics import accuracy, evaluator, gap_closed, mislead, predict
+from atesc.study.presets import (
+    Preset,
+    distill_config,
+    generator_for,
+    load_preset,
+    objective_for,
+    settings_of,
+    synthesizer_for,
+)
+from atesc.study.privacy import (
+    RealImages,
+    attack_report,
+    chance_std,
+    halves,
+    lira,
+    nearest_members,
+    part_of,
+    roc,
+    scaled_confidence,
+)
+from atesc.study.report import (
+    caption,
+    plot_classes,
+    plot_curves,
+    plot_grid,
+    plot_images,
+    plot_radius,
+    save_figure,
+)
+from atesc.study.tables import (
+    grid_table,
+    mean_std,
+    measures,
+    select,
+    students,
+    summary_table,
+    table,
+    variants_table,
+)
+from atesc.study.variants import by_variant
+from atesc.synthesis.batch import Pool
+from atesc.synthesis.cmi import CMI, CMIConfig
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import BigGANGenerator, DCGANGenerator, synthesise
+from atesc.synthesis.nayer import NAYER, NAYERConfig, NoisyGenerator
+from atesc.teachers.networks import SmallVGG, build_network
+from atesc.teachers.training import TeacherConfig
 
 NAN, INF = math.nan, math.inf
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -54,7 +115,16 @@ SET = ImageSet(IMAGES, LABELS)
 DOMAIN = Domain("four", SET, SET, tuple("abcd"))
 TASK = Task("four->four", "close-set", DOMAIN, DOMAIN, 8)
 DEBUG = load_preset("debug")
-RECORD = {"experiment": "e", "task": "a->b", "teacher": "sl", "baseline": "dfq", "method": "plain", "seed": 0, "config": {}, "kind": "close-set"}
+RECORD = {
+    "experiment": "e",
+    "task": "a->b",
+    "teacher": "sl",
+    "baseline": "dfq",
+    "method": "plain",
+    "seed": 0,
+    "config": {},
+    "kind": "close-set",
+}
 
 
 def broken(value):
@@ -184,26 +254,29 @@ SETTINGS = [  # of configurations: a wrong type, out of range, or neither number
     (Preset, "synthetic_images", [-1, 1e3]),
     (Preset, "about", [3]),
 ]
-NEEDED = {Question: {"student": "ntl-plain", "point": 0}, Preset: {"about": "", "hardware": "", "time": "", "tasks": ("debug->debug_ood",)}}
+NEEDED = {
+    Question: {"student": "ntl-plain", "point": 0},
+    Preset: {"about": "", "hardware": "", "time": "", "tasks": ("debug->debug_ood",)},
+}
 
 CALLS = {  # mistake: (what the message must say, how it is made)
     # images
-    "images: uint8": ("images", lambda: core.check_images((IMAGES * 255).byte())),
-    "images: 0 to 255": ("images", lambda: core.check_images(IMAGES * 255)),
-    "images: -1 to 1": ("images", lambda: core.check_images(2 * IMAGES - 1)),
-    "images: one NaN": ("images", lambda: core.check_images(with_pixel(NAN))),
-    "images: one infinity": ("images", lambda: core.check_images(with_pixel(INF))),
-    "images: a single one": ("images", lambda: core.check_images(IMAGES[0])),
-    "images: a video": ("images", lambda: core.check_images(IMAGES[None])),
-    "images: NumPy": ("images", lambda: core.check_images(IMAGES.numpy())),
-    "images: PIL": ("images", lambda: core.check_images(Image.new("RGB", (8, 8)))),
-    "images: a list of tensors": ("images", lambda: core.check_images(list(IMAGES))),
-    "images: None": ("images", lambda: core.check_images(None)),
-    "images: a path": ("images", lambda: core.check_images("cat.png")),
-    "images: complex": ("images", lambda: core.check_images(IMAGES.to(torch.complex64))),
-    "images: bool": ("images", lambda: core.check_images(IMAGES > 0.5)),
-    "images: sparse": ("images", lambda: core.check_images(IMAGES.to_sparse())),
-    "images: on no device": ("images", lambda: core.check_images(IMAGES.to("meta"))),
+    "images: uint8": ("images", lambda: tensors.check_images((IMAGES * 255).byte())),
+    "images: 0 to 255": ("images", lambda: tensors.check_images(IMAGES * 255)),
+    "images: -1 to 1": ("images", lambda: tensors.check_images(2 * IMAGES - 1)),
+    "images: one NaN": ("images", lambda: tensors.check_images(with_pixel(NAN))),
+    "images: one infinity": ("images", lambda: tensors.check_images(with_pixel(INF))),
+    "images: a single one": ("images", lambda: tensors.check_images(IMAGES[0])),
+    "images: a video": ("images", lambda: tensors.check_images(IMAGES[None])),
+    "images: NumPy": ("images", lambda: tensors.check_images(IMAGES.numpy())),
+    "images: PIL": ("images", lambda: tensors.check_images(Image.new("RGB", (8, 8)))),
+    "images: a list of tensors": ("images", lambda: tensors.check_images(list(IMAGES))),
+    "images: None": ("images", lambda: tensors.check_images(None)),
+    "images: a path": ("images", lambda: tensors.check_images("cat.png")),
+    "images: complex": ("images", lambda: tensors.check_images(IMAGES.to(torch.complex64))),
+    "images: bool": ("images", lambda: tensors.check_images(IMAGES > 0.5)),
+    "images: sparse": ("images", lambda: tensors.check_images(IMAGES.to_sparse())),
+    "images: on no device": ("images", lambda: tensors.check_images(IMAGES.to("meta"))),
     "ImageSet: images and labels swapped": ("ImageSet.images", lambda: ImageSet(LABELS, IMAGES)),
     "trigger: NumPy": ("images", lambda: tasks.sig(IMAGES.numpy())),
     "trigger: a single image": ("images", lambda: tasks.blended(IMAGES[0])),
@@ -212,10 +285,19 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     # labels
     "labels: float": ("ImageSet.labels", lambda: ImageSet(IMAGES, LABELS.float())),
     "labels: int32": ("ImageSet.labels", lambda: ImageSet(IMAGES, LABELS.int())),
-    "labels: one-hot": ("ImageSet.labels", lambda: ImageSet(IMAGES, torch.eye(4, dtype=torch.int64))),
+    "labels: one-hot": (
+        "ImageSet.labels",
+        lambda: ImageSet(IMAGES, torch.eye(4, dtype=torch.int64)),
+    ),
     "labels: one too few": ("ImageSet.labels", lambda: ImageSet(IMAGES, LABELS[:3])),
-    "labels: -1": ("labels of four", lambda: Domain("four", ImageSet(IMAGES, LABELS - 1), SET, tuple("abcd"))),
-    "labels: from 1 on": ("labels of four", lambda: Domain("four", SET, ImageSet(IMAGES, LABELS + 1), tuple("abcd"))),
+    "labels: -1": (
+        "labels of four",
+        lambda: Domain("four", ImageSet(IMAGES, LABELS - 1), SET, tuple("abcd")),
+    ),
+    "labels: from 1 on": (
+        "labels of four",
+        lambda: Domain("four", SET, ImageSet(IMAGES, LABELS + 1), tuple("abcd")),
+    ),
     # seeds
     "seed: negative": ("seed", lambda: DCGANGenerator(seed=-1)),
     "seed: float": ("seed", lambda: DCGANGenerator(seed=0.5)),
@@ -236,11 +318,17 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "device: cpu:x": ("device", lambda: runtime.pick_device("cpu:x")),
     "device: cpu:": ("device", lambda: runtime.pick_device("cpu:")),
     # names
-    "choose: a list": ("preset", lambda: core.choose("preset", ["debug"], ["debug"])),
-    "choose: a very long name": ("preset", lambda: core.choose("preset", "x" * 10**5, ["debug"])),
-    "choose: an array": ("preset", lambda: core.choose("preset", np.zeros(3), ["debug", "digits"])),
-    "choose_all: a list": ("preset", lambda: core.choose_all("preset", ["debug"], ["debug"])),
-    "choose_all: commas": ("preset", lambda: core.choose_all("preset", "debug,digits", ["debug", "digits"])),
+    "choose: a list": ("preset", lambda: errors.choose("preset", ["debug"], ["debug"])),
+    "choose: a very long name": ("preset", lambda: errors.choose("preset", "x" * 10**5, ["debug"])),
+    "choose: an array": (
+        "preset",
+        lambda: errors.choose("preset", np.zeros(3), ["debug", "digits"]),
+    ),
+    "choose_all: a list": ("preset", lambda: errors.choose_all("preset", ["debug"], ["debug"])),
+    "choose_all: commas": (
+        "preset",
+        lambda: errors.choose_all("preset", "debug,digits", ["debug", "digits"]),
+    ),
     "preset: a slip": ("Did you mean 'debug'?", lambda: load_preset("debgu")),
     "preset: upper case": ("Did you mean 'debug'?", lambda: load_preset("DEBUG")),
     "preset: None": ("preset", lambda: load_preset(None)),
@@ -249,19 +337,25 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "setting: of another stage": ("setting of DFQConfig", lambda: configure(DFQConfig(), rounds=3)),
     "configure: not a configuration": ("config", lambda: configure({"lr": 1}, lr=2)),
     "configure: a class": ("config", lambda: configure(DFQConfig, lr=2)),
-    "check_range: text": ("lr", lambda: core.check_range("lr", "0.1", 0)),
-    "check_range: None": ("lr", lambda: core.check_range("lr", None, 0)),
-    "check_range: a tensor": ("lr", lambda: core.check_range("lr", torch.rand(3), 0)),
-    "check_range: complex": ("lr", lambda: core.check_range("lr", 1j, 0)),
-    "check_range: infinity": ("lr", lambda: core.check_range("lr", INF, 0)),
+    "check_range: text": ("lr", lambda: checks.check_range("lr", "0.1", 0)),
+    "check_range: None": ("lr", lambda: checks.check_range("lr", None, 0)),
+    "check_range: a tensor": ("lr", lambda: checks.check_range("lr", torch.rand(3), 0)),
+    "check_range: complex": ("lr", lambda: checks.check_range("lr", 1j, 0)),
+    "check_range: infinity": ("lr", lambda: checks.check_range("lr", INF, 0)),
     # tasks and domains
-    "task: a slip": ("Did you mean 'digits->digits_photo'?", lambda: check_task("digits->digits_phot")),
+    "task: a slip": (
+        "Did you mean 'digits->digits_photo'?",
+        lambda: check_task("digits->digits_phot"),
+    ),
     "task: None": ("task", lambda: check_task(None)),
     "task: a domain": ("task", lambda: check_task("digits")),
     "task: empty": ("task", lambda: check_task("")),
     "task: three folders": ("folder:", lambda: check_task("folder:a->folder:b->folder:c")),
     "task: unknown trigger": ("Did you mean 'blended'?", lambda: check_task("folder:a+blend")),
-    "task: unknown domain beside a folder": ("Did you mean 'mnist'?", lambda: check_task("folder:a->mnits")),
+    "task: unknown domain beside a folder": (
+        "Did you mean 'mnist'?",
+        lambda: check_task("folder:a->mnits"),
+    ),
     "task: of another kind": ("digits+sig", lambda: check_task("digits+sig", "open-set")),
     "task: unknown kind": ("kind", lambda: check_task("digits+sig", "openset")),
     "task: a folder without a path": ("folder:", lambda: check_task("folder:->digits")),
@@ -270,12 +364,30 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "load_domain: a slip": ("Did you mean 'digits'?", lambda: load_domain("digit", 8)),
     "Task: unknown kind": ("kind of task", lambda: Task("t", "closed-set", DOMAIN, DOMAIN, 8)),
     "Task: no target": ("Task.target", lambda: Task("t", "open-set", DOMAIN, DOMAIN, 8)),
-    "Task: target in a close-set task": ("Task.target", lambda: Task("t", "close-set", DOMAIN, DOMAIN, 8, target=0)),
-    "Task: target too large": ("Task.target", lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target=4)),
-    "Task: target a name": ("Task.target", lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target="cat")),
-    "Task: target a float": ("Task.target", lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target=1.0)),
-    "Task: a name for a domain": ("Task.id", lambda: Task("t", "open-set", "digits", DOMAIN, 8, target=0)),
-    "Task: an image set for a domain": ("Task.ood", lambda: Task("t", "open-set", DOMAIN, SET, 8, target=0)),
+    "Task: target in a close-set task": (
+        "Task.target",
+        lambda: Task("t", "close-set", DOMAIN, DOMAIN, 8, target=0),
+    ),
+    "Task: target too large": (
+        "Task.target",
+        lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target=4),
+    ),
+    "Task: target a name": (
+        "Task.target",
+        lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target="cat"),
+    ),
+    "Task: target a float": (
+        "Task.target",
+        lambda: Task("t", "backdoor", DOMAIN, DOMAIN, 8, target=1.0),
+    ),
+    "Task: a name for a domain": (
+        "Task.id",
+        lambda: Task("t", "open-set", "digits", DOMAIN, 8, target=0),
+    ),
+    "Task: an image set for a domain": (
+        "Task.ood",
+        lambda: Task("t", "open-set", DOMAIN, SET, 8, target=0),
+    ),
     # generators
     "generator: size 10": ("size", lambda: DCGANGenerator(size=10)),
     "generator: size a float": ("size", lambda: DCGANGenerator(size=16.0)),
@@ -286,47 +398,95 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "generator: noise a float": ("latent_dim", lambda: BigGANGenerator(latent_dim=64.0)),
     "generator: no width": ("width", lambda: BigGANGenerator(width=0)),
     "generator: one class": ("num_classes", lambda: BigGANGenerator(num_classes=1)),
-    "generator: classes a list": ("num_classes", lambda: BigGANGenerator(num_classes=["cat", "dog"])),
+    "generator: classes a list": (
+        "num_classes",
+        lambda: BigGANGenerator(num_classes=["cat", "dog"]),
+    ),
     "synthesise: no images": ("n ", lambda: synthesise(DCGANGenerator(8, width=4), 0)),
     "synthesise: half an image": ("n ", lambda: synthesise(DCGANGenerator(8, width=4), 2.5)),
     "synthesise: a class for a generator": ("generator", lambda: synthesise(DCGANGenerator, 4)),
     "synthesise: a classifier for a generator": ("generator", lambda: synthesise(NET, 4)),
-    "synthesise: a list of labels": ("labels", lambda: synthesise(BigGANGenerator(8, width=4), 2, [0, 1])),
-    "synthesise: float labels": ("labels", lambda: synthesise(BigGANGenerator(8, width=4), 2, torch.zeros(2))),
-    "synthesise: too few labels": ("labels", lambda: synthesise(BigGANGenerator(8, width=4), 3, torch.zeros(2, dtype=torch.int64))),
-    "synthesise: a label too large": ("labels", lambda: synthesise(BigGANGenerator(8, width=4), 2, torch.tensor([0, 10]))),
-    "synthesise: labels for an unconditional one": ("labels", lambda: synthesise(DCGANGenerator(8, width=4), 4, LABELS)),
+    "synthesise: a list of labels": (
+        "labels",
+        lambda: synthesise(BigGANGenerator(8, width=4), 2, [0, 1]),
+    ),
+    "synthesise: float labels": (
+        "labels",
+        lambda: synthesise(BigGANGenerator(8, width=4), 2, torch.zeros(2)),
+    ),
+    "synthesise: too few labels": (
+        "labels",
+        lambda: synthesise(BigGANGenerator(8, width=4), 3, torch.zeros(2, dtype=torch.int64)),
+    ),
+    "synthesise: a label too large": (
+        "labels",
+        lambda: synthesise(BigGANGenerator(8, width=4), 2, torch.tensor([0, 10])),
+    ),
+    "synthesise: labels for an unconditional one": (
+        "labels",
+        lambda: synthesise(DCGANGenerator(8, width=4), 4, LABELS),
+    ),
     "DFQ: a class for a generator": ("generator", lambda: DFQ(DCGANGenerator)),
     "DFQ: a classifier for a generator": ("generator", lambda: DFQ(NET)),
-    "DFQ: NAYER's generator": ("NoisyGenerator", lambda: DFQ(NoisyGenerator(DCGANGenerator(8, width=4), torch.eye(4)))),
+    "DFQ: NAYER's generator": (
+        "NoisyGenerator",
+        lambda: DFQ(NoisyGenerator(DCGANGenerator(8, width=4), torch.eye(4))),
+    ),
     "DFQ: CMI's configuration": ("config", lambda: DFQ(DCGANGenerator(8, width=4), CMIConfig())),
     "CMI: DFQ's configuration": ("config", lambda: CMI(DCGANGenerator(8, width=4), DFQConfig())),
     "NAYER: a plain generator": ("NoisyGenerator", lambda: NAYER(DCGANGenerator(8, width=4))),
-    "NoisyGenerator: NaN in the embedding": ("embedding", lambda: NoisyGenerator(DCGANGenerator(8, width=4), torch.full((4, 8), NAN))),
-    "NoisyGenerator: a vector for an embedding": ("embedding", lambda: NoisyGenerator(DCGANGenerator(8, width=4), torch.rand(4))),
-    "NoisyGenerator: a list for an embedding": ("embedding", lambda: NoisyGenerator(DCGANGenerator(8, width=4), [[1.0, 0.0], [0.0, 1.0]])),
+    "NoisyGenerator: NaN in the embedding": (
+        "embedding",
+        lambda: NoisyGenerator(DCGANGenerator(8, width=4), torch.full((4, 8), NAN)),
+    ),
+    "NoisyGenerator: a vector for an embedding": (
+        "embedding",
+        lambda: NoisyGenerator(DCGANGenerator(8, width=4), torch.rand(4)),
+    ),
+    "NoisyGenerator: a list for an embedding": (
+        "embedding",
+        lambda: NoisyGenerator(DCGANGenerator(8, width=4), [[1.0, 0.0], [0.0, 1.0]]),
+    ),
     "Pool: no room": ("Pool.capacity", lambda: Pool(0)),
     "Pool: half an image": ("Pool.capacity", lambda: Pool(2.5)),
     # networks
     "network: a slip": ("Did you mean 'vgg11'?", lambda: build_network("vgg-11", 10)),
     "network: one class": ("num_classes", lambda: build_network("8 M", 1)),
     "network: only pools": ("plan", lambda: SmallVGG("M M")),
-    "weights: NaN": ("teacher", lambda: core.check_weights(broken(NAN), "teacher")),
-    "weights: infinity": ("teacher", lambda: core.check_weights(broken(-INF), "teacher")),
-    "weights: a state_dict": ("teacher", lambda: core.check_weights(NET.state_dict(), "teacher")),
+    "weights: NaN": ("teacher", lambda: tensors.check_weights(broken(NAN), "teacher")),
+    "weights: infinity": ("teacher", lambda: tensors.check_weights(broken(-INF), "teacher")),
+    "weights: a state_dict": (
+        "teacher",
+        lambda: tensors.check_weights(NET.state_dict(), "teacher"),
+    ),
     # splitters, and what they are given
     "teacher: a class": ("teacher", lambda: RadiusSplitter()(SmallVGG, IMAGES)),
-    "teacher: a function": ("teacher", lambda: RadiusSplitter()(lambda images: images.mean((2, 3)), IMAGES)),
+    "teacher: a function": (
+        "teacher",
+        lambda: RadiusSplitter()(lambda images: images.mean((2, 3)), IMAGES),
+    ),
     "teacher: a path": ("teacher", lambda: PGDSplitter()("teacher.pt", IMAGES)),
     "teacher: a state_dict": ("teacher", lambda: PGDSplitter()(NET.state_dict(), IMAGES)),
     "teacher: None": ("teacher", lambda: PGDSplitter()(None, IMAGES)),
     "teacher and images swapped": ("images", lambda: RadiusSplitter()(IMAGES, NET)),
     "teacher: returns a pair": ("teacher", lambda: RadiusSplitter()(Pair(), IMAGES)),
-    "teacher: for larger images": ("teacher", lambda: RadiusSplitter()(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), IMAGES)),
-    "teacher: for grey images": ("teacher", lambda: RadiusSplitter()(nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten()), IMAGES)),
+    "teacher: for larger images": (
+        "teacher",
+        lambda: RadiusSplitter()(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), IMAGES),
+    ),
+    "teacher: for grey images": (
+        "teacher",
+        lambda: RadiusSplitter()(nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten()), IMAGES),
+    ),
     "teacher: returns maps": ("teacher", lambda: RadiusSplitter()(nn.Conv2d(3, 4, 3), IMAGES)),
-    "teacher: one output": ("teacher", lambda: RadiusSplitter()(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), IMAGES)),
-    "teacher: takes two arguments": ("teacher", lambda: RadiusSplitter()(nn.Bilinear(192, 192, 4), IMAGES)),
+    "teacher: one output": (
+        "teacher",
+        lambda: RadiusSplitter()(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), IMAGES),
+    ),
+    "teacher: takes two arguments": (
+        "teacher",
+        lambda: RadiusSplitter()(nn.Bilinear(192, 192, 4), IMAGES),
+    ),
     "split: no images": ("images", lambda: RadiusSplitter()(NET, IMAGES[:0])),
     "split: images of 0 to 255": ("images", lambda: PGDSplitter()(NET, 255 * IMAGES)),
     "radius: no grid": ("grid", lambda: radius(NET, IMAGES, grid=())),
@@ -336,7 +496,10 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "radius: NaN in the grid": ("grid", lambda: radius(NET, IMAGES, grid=(0.1, NAN))),
     "radius: no steps": ("steps", lambda: radius(NET, IMAGES, steps=0)),
     "radius: half a step": ("steps", lambda: radius(NET, IMAGES, steps=1.5)),
-    "FeatureSplitter: no linear layer": ("FeatureSplitter", lambda: FeatureSplitter()(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), IMAGES)),
+    "FeatureSplitter: no linear layer": (
+        "FeatureSplitter",
+        lambda: FeatureSplitter()(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), IMAGES),
+    ),
     # metrics
     "predict: a class": ("model", lambda: predict(SmallVGG, IMAGES)),
     "predict: NumPy": ("images", lambda: predict(NET, IMAGES.numpy())),
@@ -354,7 +517,10 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     # presets
     "objective_for: a name for a preset": ("preset", lambda: objective_for("debug", "plain")),
     "objective_for: a slip": ("Did you mean 'atesc'?", lambda: objective_for(DEBUG, "atsc")),
-    "objective_for: unknown baseline": ("Did you mean 'nayer'?", lambda: objective_for(DEBUG, "plain", "nayr")),
+    "objective_for: unknown baseline": (
+        "Did you mean 'nayer'?",
+        lambda: objective_for(DEBUG, "plain", "nayr"),
+    ),
     "synthesizer_for: a slip": ("Did you mean 'cmi'?", lambda: synthesizer_for(DEBUG, "cim", 4, 0)),
     "synthesizer_for: one class": ("num_classes", lambda: synthesizer_for(DEBUG, "nayer", 1, 0)),
     "generator_for: a name for a preset": ("preset", lambda: generator_for("debug", 4, 0)),
@@ -363,12 +529,21 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "tasks_of: a slip": ("Did you mean 'close-set'?", lambda: DEBUG.tasks_of("closeset")),
     # records
     "append_records: NaN": ("records", lambda: append_records("r.jsonl", [{"iacc": NAN}])),
-    "append_records: an array": ("records", lambda: append_records("r.jsonl", [{"iacc": np.zeros(3)}])),
-    "append_records: one record, not a list": ("records", lambda: append_records("r.jsonl", {"iacc": 1.0})),
+    "append_records: an array": (
+        "records",
+        lambda: append_records("r.jsonl", [{"iacc": np.zeros(3)}]),
+    ),
+    "append_records: one record, not a list": (
+        "records",
+        lambda: append_records("r.jsonl", {"iacc": 1.0}),
+    ),
     "append_records: text": ("records", lambda: append_records("r.jsonl", "iacc")),
     "append_records: a list of lists": ("records", lambda: append_records("r.jsonl", [[1, 2]])),
     "append_records: None": ("records", lambda: append_records("r.jsonl", None)),
-    "append_records: a table": ("records", lambda: append_records("r.jsonl", pd.DataFrame({"iacc": [1.0]}))),
+    "append_records: a table": (
+        "records",
+        lambda: append_records("r.jsonl", pd.DataFrame({"iacc": [1.0]})),
+    ),
     "append_records: a circle": ("records", lambda: append_records("r.jsonl", [circle()])),
     "append_records: no path": ("path", lambda: append_records(None, [{}])),
     "append_records: an empty path": ("path", lambda: append_records("", [{}])),
@@ -380,7 +555,10 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "as_config: an object": ("'a'", lambda: runtime.as_config({"a": object()})),
     # tables and figures
     "measures: no records": ("records", lambda: measures([])),
-    "measures: of two kinds": ("records", lambda: measures([RECORD, {**RECORD, "kind": "open-set"}])),
+    "measures: of two kinds": (
+        "records",
+        lambda: measures([RECORD, {**RECORD, "kind": "open-set"}]),
+    ),
     "measures: of an unknown kind": ("kind", lambda: measures([{**RECORD, "kind": "openset"}])),
     "table: a path": ("records", lambda: table("results")),
     "table: a data frame": ("records", lambda: table(pd.DataFrame([RECORD]))),
@@ -388,7 +566,10 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "select: one record, not a list": ("records", lambda: select(RECORD, seed=0)),
     "students: paths": ("records", lambda: students(["a.jsonl", "b.jsonl"])),
     "grid_table: one task, not a list": ("tasks", lambda: grid_table([RECORD], "a->b")),
-    "grid_table: one baseline, not a list": ("baselines", lambda: grid_table([RECORD], ["a->b"], "dfq")),
+    "grid_table: one baseline, not a list": (
+        "baselines",
+        lambda: grid_table([RECORD], ["a->b"], "dfq"),
+    ),
     "summary_table: one task, not a list": ("tasks", lambda: summary_table([RECORD], "a->b")),
     "variants_table: a list": ("groups", lambda: variants_table([RECORD])),
     "mean_std: text": ("values", lambda: mean_std(["97.3"])),
@@ -417,18 +598,42 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     # analyses
     "evenly: none": ("most", lambda: evenly(IMAGES, 0)),
     "domain_task: a name": ("task", lambda: domain_task("digits->digits_photo")),
-    "frechet_distance: one image": ("first", lambda: frechet_distance(torch.rand(1, 4), torch.rand(3, 4))),
-    "frechet_distance: NumPy": ("second", lambda: frechet_distance(torch.rand(3, 4), np.zeros((3, 4)))),
-    "frechet_distance: NaN": ("first", lambda: frechet_distance(torch.full((3, 4), NAN), torch.rand(3, 4))),
-    "frechet_distance: unlike": ("second", lambda: frechet_distance(torch.rand(3, 4), torch.rand(3, 5))),
+    "frechet_distance: one image": (
+        "first",
+        lambda: frechet_distance(torch.rand(1, 4), torch.rand(3, 4)),
+    ),
+    "frechet_distance: NumPy": (
+        "second",
+        lambda: frechet_distance(torch.rand(3, 4), np.zeros((3, 4))),
+    ),
+    "frechet_distance: NaN": (
+        "first",
+        lambda: frechet_distance(torch.full((3, 4), NAN), torch.rand(3, 4)),
+    ),
+    "frechet_distance: unlike": (
+        "second",
+        lambda: frechet_distance(torch.rand(3, 4), torch.rand(3, 5)),
+    ),
     "features_of: a class": ("model", lambda: features_of(SmallVGG, IMAGES)),
-    "features_of: no linear layer": ("linear layer", lambda: features_of(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), IMAGES)),
+    "features_of: no linear layer": (
+        "linear layer",
+        lambda: features_of(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), IMAGES),
+    ),
     "Yardstick: one image": ("n ", lambda: Yardstick(TASK, NET, n=1)),
     "Yardstick: a name for a task": ("task", lambda: Yardstick("digits->digits_photo", NET)),
     "Yardstick: a class for a teacher": ("sl_teacher", lambda: Yardstick(TASK, SmallVGG)),
-    "scores_after: a name for a splitter": ("splitter", lambda: scores_after("radius", NET, IMAGES, IMAGES)),
-    "scores_after: a class for a splitter": ("splitter", lambda: scores_after(RadiusSplitter, NET, IMAGES, IMAGES)),
-    "measure_scores: one splitter, not a list": ("splitters", lambda: measure_scores(RadiusSplitter(), NET, TASK, IMAGES, LABELS > 1)),
+    "scores_after: a name for a splitter": (
+        "splitter",
+        lambda: scores_after("radius", NET, IMAGES, IMAGES),
+    ),
+    "scores_after: a class for a splitter": (
+        "splitter",
+        lambda: scores_after(RadiusSplitter, NET, IMAGES, IMAGES),
+    ),
+    "measure_scores: one splitter, not a list": (
+        "splitters",
+        lambda: measure_scores(RadiusSplitter(), NET, TASK, IMAGES, LABELS > 1),
+    ),
     "auroc: lists": ("scores", lambda: auroc([0.1, 0.2], [True, False])),
     "auroc: unlike": ("ood", lambda: auroc(torch.rand(4), torch.tensor([True, False]))),
     "halves: one image": ("halves: n", lambda: halves(1, 2, 0)),
@@ -437,15 +642,24 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "part_of: numbers": ("inside", lambda: part_of(TASK, torch.tensor([0, 1, 1, 0]))),
     "part_of: a list": ("inside", lambda: part_of(TASK, [True, False, True, False])),
     "scaled_confidence: a tensor": ("data", lambda: scaled_confidence(NET, IMAGES)),
-    "scaled_confidence: too few classes": ("model", lambda: scaled_confidence(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), SET)),
+    "scaled_confidence: too few classes": (
+        "model",
+        lambda: scaled_confidence(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), SET),
+    ),
     "roc: NaN": ("scores", lambda: roc(torch.full((4,), NAN), LABELS > 1)),
     "roc: only members": ("non-members", lambda: roc(torch.rand(4), LABELS >= 0)),
     "roc: numbers for members": ("inside", lambda: roc(torch.rand(4), torch.tensor([0, 1, 1, 0]))),
-    "attack_report: FPR of 200 %": ("fprs", lambda: attack_report(torch.rand(4), LABELS > 1, fprs=[200])),
+    "attack_report: FPR of 200 %": (
+        "fprs",
+        lambda: attack_report(torch.rand(4), LABELS > 1, fprs=[200]),
+    ),
     "chance_std: no members": ("members", lambda: chance_std(0, 10)),
     "chance_std: negative": ("others", lambda: chance_std(10, -10)),
     "lira: one shadow": ("shadows", lambda: lira(torch.rand(4), torch.rand(4), LABELS > 1)),
-    "nearest_members: fewer others": ("members", lambda: nearest_members(IMAGES, IMAGES, IMAGES[:2])),
+    "nearest_members: fewer others": (
+        "members",
+        lambda: nearest_members(IMAGES, IMAGES, IMAGES[:2]),
+    ),
     "nearest_members: a list": ("images", lambda: nearest_members([1, 2], IMAGES, IMAGES)),
     "nearest_members: no images": ("images", lambda: nearest_members(IMAGES[:0], IMAGES, IMAGES)),
     "RealImages: no batch": ("RealImages.batch_size", lambda: RealImages(IMAGES, 0)),
@@ -462,13 +676,28 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "run_experiment: None": ("experiment", lambda: run_experiment(None)),
     "run_experiment: a negative seed": ("seed", lambda: run_experiment("ood_trap", "debug", -1)),
     "run_experiment: a huge seed": ("seed", lambda: run_experiment("ood_trap", "debug", 2**32)),
-    "run_experiment: an empty folder's name": ("out", lambda: run_experiment("ood_trap", "debug", out="")),
-    "run_experiment: a file for a folder": ("out", lambda: run_experiment("ood_trap", "debug", out=__file__)),
+    "run_experiment: an empty folder's name": (
+        "out",
+        lambda: run_experiment("ood_trap", "debug", out=""),
+    ),
+    "run_experiment: a file for a folder": (
+        "out",
+        lambda: run_experiment("ood_trap", "debug", out=__file__),
+    ),
     "run_experiment: a zero byte": ("out", lambda: run_experiment("ood_trap", "debug", out="a\0b")),
-    "run_experiment: kernel-only parameter": ("Did you mean", lambda: run_experiment("ood_trap", "debug", parameters=[("tsak", "x")])),
-    "run_experiment: a parameter without a value": ("parameters", lambda: run_experiment("ood_trap", "debug", parameters=["seed"])),
+    "run_experiment: kernel-only parameter": (
+        "Did you mean",
+        lambda: run_experiment("ood_trap", "debug", parameters=[("tsak", "x")]),
+    ),
+    "run_experiment: a parameter without a value": (
+        "parameters",
+        lambda: run_experiment("ood_trap", "debug", parameters=["seed"]),
+    ),
     "run_all: a slip": ("Did you mean 'debug'?", lambda: run_all("debg")),
-    "plan_all: an unknown parameter": ("Did you mean 'seeds'?", lambda: plan_all("debug", Path("x"), [("sedes", "3")])),
+    "plan_all: an unknown parameter": (
+        "Did you mean 'seeds'?",
+        lambda: plan_all("debug", Path("x"), [("sedes", "3")]),
+    ),
     "plan_all: no seeds": ("seeds", lambda: plan_all("debug", Path("x"), [("seeds", "0")])),
     "plan_all: seeds in words": ("seeds", lambda: plan_all("debug", Path("x"), [("seeds", "two")])),
 }
@@ -484,7 +713,11 @@ def build(kind, field, value):
     return kind(**{**NEEDED.get(kind, {}), field: value})
 
 
-CASES = {f"{kind.__name__}.{field}={value!r:.40}": (field, lambda a=(kind, field, value): build(*a)) for kind, field, values in SETTINGS for value in values} | CALLS
+CASES = {
+    f"{kind.__name__}.{field}={value!r:.40}": (field, lambda a=(kind, field, value): build(*a))
+    for kind, field, values in SETTINGS
+    for value in values
+} | CALLS
 
 
 @pytest.fixture
@@ -535,16 +768,40 @@ REFUSED = {  # what is typed -> what the line says
     "a parameter without a name": ([*RUN, "-p", "", "3"], "unknown parameter ''"),
     "a parameter without a value": ([*RUN, "-p", "iterations"], "-p"),
     "a parameter as NAME=VALUE": ([*RUN, "-p", "iterations=3"], "-p"),
-    "half an iteration": ([*RUN, "-p", "iterations", "2.5"], "parameter iterations takes int, got '2.5'"),
-    "iterations in words": ([*RUN, "-p", "iterations", "many"], "parameter iterations takes int, got 'many'"),
-    "iterations in hexadecimal": ([*RUN, "-p", "iterations", "0x10"], "parameter iterations takes int"),
-    "iterations without a number": ([*RUN, "-p", "iterations", ""], "parameter iterations takes int, got ''"),
-    "negative iterations": ([*RUN, "-p", "iterations", "-3"], "iterations must be at least 1, got -3"),
-    "iterations of 5,000 digits": ([*RUN, "-p", "iterations", "9" * 5000], "parameter iterations takes int"),
-    "an unknown task": ([*RUN, "-p", "task", "debug->debug_odd"], "Did you mean 'debug->debug_ood'?"),
+    "half an iteration": (
+        [*RUN, "-p", "iterations", "2.5"],
+        "parameter iterations takes int, got '2.5'",
+    ),
+    "iterations in words": (
+        [*RUN, "-p", "iterations", "many"],
+        "parameter iterations takes int, got 'many'",
+    ),
+    "iterations in hexadecimal": (
+        [*RUN, "-p", "iterations", "0x10"],
+        "parameter iterations takes int",
+    ),
+    "iterations without a number": (
+        [*RUN, "-p", "iterations", ""],
+        "parameter iterations takes int, got ''",
+    ),
+    "negative iterations": (
+        [*RUN, "-p", "iterations", "-3"],
+        "iterations must be at least 1, got -3",
+    ),
+    "iterations of 5,000 digits": (
+        [*RUN, "-p", "iterations", "9" * 5000],
+        "parameter iterations takes int",
+    ),
+    "an unknown task": (
+        [*RUN, "-p", "task", "debug->debug_odd"],
+        "Did you mean 'debug->debug_ood'?",
+    ),
     "a task with a zero byte": ([*RUN, "-p", "task", "folder:a\0->digits"], "parameter task"),
     "a task with a new line": ([*RUN, "-p", "task", "debug->\ndebug_ood"], "parameter task"),
-    "a task not in UTF-8": ([*RUN, "-p", "task", os.fsdecode(b"folder:\xff->digits")], "parameter task"),
+    "a task not in UTF-8": (
+        [*RUN, "-p", "task", os.fsdecode(b"folder:\xff->digits")],
+        "parameter task",
+    ),
     "a device that is none": ([*RUN, "-p", "device", "gpu"], "unknown device 'gpu'"),
     "the 99th device": ([*RUN, "-p", "device", "cuda:99"], "device 'cuda:99'"),
     "a negative seed": ([*RUN, "--seed", "-1"], "parameter seed must be"),
@@ -559,17 +816,35 @@ REFUSED = {  # what is typed -> what the line says
     "out not in UTF-8": ([*RUN, "--out", os.fsdecode(b"\xff")], "parameter out"),
     "out is a file": ([*RUN, "--out", __file__], "out "),
     "out is inside a file": ([*RUN, "--out", f"{__file__}/o"], "a part of the path is a file"),
-    "out is of the kernel's": ([*RUN, "--out", "/proc/atesc"], "out '/proc/atesc' cannot be written to"),
+    "out is of the kernel's": (
+        [*RUN, "--out", "/proc/atesc"],
+        "out '/proc/atesc' cannot be written to",
+    ),
     "out is too long": ([*RUN, "--out", "x" * 300], "out "),
     "out twice": ([*RUN, "--out", "a", "-p", "out", "b"], "out is given twice"),
     "out as an empty parameter": ([*RUN, "-p", "out", ""], "out must be the name"),
     "all with a seed": (["run", "all", "--preset", "debug", "--seed", "3"], "-p seeds 3"),
-    "all with a seed as a parameter": (["run", "all", "--preset", "debug", "-p", "seed", "3"], "-p seeds 3"),
-    "all with no seeds": (["run", "all", "--preset", "debug", "-p", "seeds", "0"], "seeds must be at least 1"),
-    "all with an unknown parameter": (["run", "all", "--preset", "debug", "-p", "sedes", "2"], "Did you mean 'seeds'?"),
-    "all with half an iteration": (["run", "all", "--preset", "debug", "-p", "iterations", "2.5"], "parameter iterations takes int"),
+    "all with a seed as a parameter": (
+        ["run", "all", "--preset", "debug", "-p", "seed", "3"],
+        "-p seeds 3",
+    ),
+    "all with no seeds": (
+        ["run", "all", "--preset", "debug", "-p", "seeds", "0"],
+        "seeds must be at least 1",
+    ),
+    "all with an unknown parameter": (
+        ["run", "all", "--preset", "debug", "-p", "sedes", "2"],
+        "Did you mean 'seeds'?",
+    ),
+    "all with half an iteration": (
+        ["run", "all", "--preset", "debug", "-p", "iterations", "2.5"],
+        "parameter iterations takes int",
+    ),
     "all with an unknown preset": (["run", "all", "--preset", "debgu"], "Did you mean 'debug'?"),
-    "all into a file": (["run", "all", "--preset", "debug", "--out", __file__], "cannot be written to"),
+    "all into a file": (
+        ["run", "all", "--preset", "debug", "--out", __file__],
+        "cannot be written to",
+    ),
 }
 
 
@@ -587,61 +862,119 @@ def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, 
     args, said = REFUSED[mistake]
     code, lines = typed(args, capsys)
     assert code == 2 and len(lines) == 1, lines
-    assert lines[0].startswith("atesc: ") and said in lines[0] and lines[0].isprintable() and len(lines[0]) < 420, lines
+    assert (
+        lines[0].startswith("atesc: ")
+        and said in lines[0]
+        and lines[0].isprintable()
+        and len(lines[0]) < 420
+    ), lines
     assert os.listdir(here) == []
 
 
 @pytest.mark.parametrize(
     "source, code, said",
     [
-        ("from atesc.records import RecordError\nraise RecordError('x.jsonl, line 3: torn')", 2, "atesc: x.jsonl, line 3: torn"),
-        ("from atesc.core import Diverged\nraise Diverged('the loss is\\nnan')", 2, "atesc: the loss is nan"),
-        ("raise RuntimeError('first\\nsecond')", 1, "atesc: the notebook failed: RuntimeError: first"),
+        (
+            "from atesc.inside.records import RecordError\nraise RecordError('x.jsonl, line 3: torn')",
+            2,
+            "atesc: x.jsonl, line 3: torn",
+        ),
+        (
+            "from atesc.inside.tensors import Diverged\nraise Diverged('the loss is\\nnan')",
+            2,
+            "atesc: the loss is nan",
+        ),
+        (
+            "raise RuntimeError('first\\nsecond')",
+            1,
+            "atesc: the notebook failed: RuntimeError: first",
+        ),
         ("raise ValueError", 1, "atesc: the notebook failed: ValueError: "),
         ("{}['seconds']", 1, "atesc: the notebook failed: KeyError: 'seconds'"),
         ("import os\nos.kill(os.getpid(), 9)", 1, "atesc: the notebook failed: its process died"),
     ],
 )
 def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, monkeypatch):
-    cells = [nbformat.v4.new_code_cell('preset: str = "debug"\nseed: int = 0\nout: str = ""', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(source)]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    cells = [
+        nbformat.v4.new_code_cell(
+            'preset: str = "debug"\nseed: int = 0\nout: str = ""', metadata={"tags": ["parameters"]}
+        ),
+        nbformat.v4.new_code_cell(source),
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+        },
+    )
     (here / "nbs").mkdir()
     nbformat.write(notebook, here / "nbs/failing.ipynb")
-    monkeypatch.setattr("atesc.cli.experiments", lambda: {"failing": here / "nbs/failing.ipynb"})
+    monkeypatch.setattr(
+        "atesc.app.cli.experiments", lambda: {"failing": here / "nbs/failing.ipynb"}
+    )
     got, lines = typed(["run", "failing", "--out", "o"], capsys)
     assert got == code and len(lines) == 1 and lines[0].startswith(said), lines
-    assert sorted(os.listdir(here)) == ["nbs", "o"] and sorted(os.listdir(here / "o")) == [".failing.ipynb.lock", "failing.ipynb"]
+    assert sorted(os.listdir(here)) == ["nbs", "o"] and sorted(os.listdir(here / "o")) == [
+        ".failing.ipynb.lock",
+        "failing.ipynb",
+    ]
 
 
 def test_a_fault_of_the_commands_own_is_one_line(here, capsys, monkeypatch):
-    monkeypatch.setattr("atesc.cli.list_all", lambda: {}["x"])
+    monkeypatch.setattr("atesc.app.cli.list_all", lambda: {}["x"])
     code, lines = typed(["list"], capsys)
     assert code == 1 and len(lines) == 1
-    assert lines[0].startswith("atesc: KeyError: 'x' (test_bad_inputs.py, line ") and "please report it" in lines[0]
+    assert (
+        lines[0].startswith("atesc: KeyError: 'x' (test_bad_inputs.py, line ")
+        and "please report it" in lines[0]
+    )
 
 
-COMMAND = [sys.executable, "-c", "import sys; from atesc.command import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from atesc.app.command import main; sys.exit(main())"]
 
 
 def process(args, shell="", **more):
     """The command as a process of its own, its arguments as bytes; `shell` follows them."""
-    line = b" ".join(shlex.quote(os.fsdecode(arg)).encode(errors="surrogateescape") for arg in [*COMMAND, *args])
-    done = subprocess.run(["bash", "-c", line + b" " + shell.encode()], capture_output=True, stdin=subprocess.DEVNULL, **more)
+    line = b" ".join(
+        shlex.quote(os.fsdecode(arg)).encode(errors="surrogateescape") for arg in [*COMMAND, *args]
+    )
+    done = subprocess.run(
+        ["bash", "-c", line + b" " + shell.encode()],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        **more,
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode().splitlines()
 
 
-@pytest.mark.parametrize("args", [["run", "ood_trp"], ["run", b"\xff\n"], [*RUN, "--out", b"\xff"], [*RUN, "--seed", "-1"], ["--", "-p"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "ood_trp"],
+        ["run", b"\xff\n"],
+        [*RUN, "--out", b"\xff"],
+        [*RUN, "--seed", "-1"],
+        ["--", "-p"],
+    ],
+)
 def test_a_process_that_is_refused_says_one_line(args, here):
     code, out, lines = process(args, cwd=here)
-    assert (code, out, len(lines)) == (2, "", 1) and lines[0].startswith("atesc: ") and lines[0].isprintable(), lines
+    assert (
+        (code, out, len(lines)) == (2, "", 1)
+        and lines[0].startswith("atesc: ")
+        and lines[0].isprintable()
+    ), lines
     assert os.listdir(here) == []
 
 
 def test_a_package_that_is_not_installed_is_one_line():
-    program = "import sys; sys.modules['papermill'] = None; from atesc.command import main; sys.exit(main())"
+    program = "import sys; sys.modules['papermill'] = None; from atesc.app.command import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "atesc: the package 'papermill' is not installed; the command needs all of: pip install 'atesc[notebooks]'\n"
+    assert (
+        done.stderr
+        == "atesc: the package 'papermill' is not installed; the command needs all of: pip install 'atesc[notebooks]'\n"
+    )
 
 
 def test_nobody_reads_what_is_printed(here):
@@ -651,10 +984,19 @@ def test_nobody_reads_what_is_printed(here):
     assert (code, out, len(lines)) == (1, "", 1) and "No space left on device" in lines[0]
 
 
-@pytest.mark.parametrize("args, wait", [(["list"], 0.7), ([*RUN, "--out", "o", "-p", "iterations", "100000"], None)])
+@pytest.mark.parametrize(
+    "args, wait", [(["list"], 0.7), ([*RUN, "--out", "o", "-p", "iterations", "100000"], None)]
+)
 def test_ctrl_c_is_one_line(args, wait, here):
     """While torch is imported, and while the notebook runs; its kernel goes too."""
-    with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here, stdin=subprocess.DEVNULL) as running:
+    with subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=here,
+        stdin=subprocess.DEVNULL,
+    ) as running:
         until = time.monotonic() + 60
         while time.monotonic() < until and (wait is None and not (here / "o/teachers").exists()):
             time.sleep(0.1)

@@ -1,4 +1,5 @@
 """CMI and NAYER: their terms against plain formulas, and both in the loop with every objective."""
+
 import math
 import warnings
 
@@ -6,15 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from atesc.cmi import CMI, CMIConfig, Contrast, Inversion, agreement, contrastive_loss, random_view, reinitialise
-from atesc.core import ConfigError
-from atesc.distill import DistillConfig, distill
-from atesc.escape import ATEsc, CalibratedKD, PlainKD
-from atesc.generator import DCGANGenerator
-from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
-from atesc.networks import Passes, SmallVGG, frozen, observe
-from atesc.synthesis import DFQ, DFQConfig, batchnorm_loss, kl_divergence
-from atesc.teacher import TeacherConfig, train_sl
+from atesc.inside.errors import ConfigError
+from atesc.method.distill import DistillConfig, distill
+from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.synthesis.cmi import CMI, CMIConfig, Contrast, contrastive_loss, reinitialise
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.synthesis.inversion import Inversion, agreement
+from atesc.synthesis.losses import batchnorm_loss, kl_divergence
+from atesc.synthesis.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
+from atesc.synthesis.views import random_view
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import Passes, frozen, observe
+from atesc.teachers.training import TeacherConfig, train_sl
 
 STEPS, SYNTHETIC, ITERATIONS = 4, 24, 3
 
@@ -24,7 +29,10 @@ def small_generator():
 
 
 def make_cmi(**changes):
-    return CMI(small_generator(), CMIConfig(**{"steps": STEPS, "batch_size": SYNTHETIC, "bank": 32, **changes}))
+    return CMI(
+        small_generator(),
+        CMIConfig(**{"steps": STEPS, "batch_size": SYNTHETIC, "bank": 32, **changes}),
+    )
 
 
 def make_nayer(**changes):
@@ -79,7 +87,13 @@ def test_in_the_loop(make, objective, teachers):
     def run(seed):
         config = DistillConfig(student_steps=2, batch_size=16)
         return distill(
-            teachers.ntl, SmallVGG("8 M 8", 4, seed=1), synthesizer=make(), objective=objective(), iterations=ITERATIONS, seed=seed, config=config
+            teachers.ntl,
+            SmallVGG("8 M 8", 4, seed=1),
+            synthesizer=make(),
+            objective=objective(),
+            iterations=ITERATIONS,
+            seed=seed,
+            config=config,
         )
 
     def weights(result):
@@ -89,7 +103,9 @@ def test_in_the_loop(make, objective, teachers):
     first = run(seed=0)
     assert torch.equal(weights(first), weights(run(seed=0)))
     assert not torch.equal(weights(first), weights(run(seed=1)))
-    assert all(torch.equal(value, before[name]) for name, value in teachers.ntl.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in teachers.ntl.state_dict().items()
+    )
     assert all(p.requires_grad for p in teachers.ntl.parameters())
 
 
@@ -97,10 +113,19 @@ def test_in_the_loop(make, objective, teachers):
 @pytest.mark.parametrize("objective", [PlainKD, CalibratedKD])
 def test_passes_through_the_teacher(make, views, objective, teachers):
     config = DistillConfig(student_steps=1, batch_size=16)
-    run = distill(teachers.ntl, SmallVGG("8 M 8", 4), synthesizer=make(), objective=objective(), iterations=1, config=config)
+    run = distill(
+        teachers.ntl,
+        SmallVGG("8 M 8", 4),
+        synthesizer=make(),
+        objective=objective(),
+        iterations=1,
+        config=config,
+    )
     final = 0 if objective is PlainKD else 1  # the images of the round are scored, too
     # Gradients are counted where they enter the logits, and those of CMI's second view enter the features.
-    assert run.passes == Passes(forward=SYNTHETIC * (views * STEPS + 1), backward=SYNTHETIC * (STEPS + final))
+    assert run.passes == Passes(
+        forward=SYNTHETIC * (views * STEPS + 1), backward=SYNTHETIC * (STEPS + final)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
@@ -115,7 +140,11 @@ def test_contrastive_loss(temperature):
 def test_contrast_with_a_bank():
     """The loss of current images and of remembered ones, each against all; gradients go through the anchors only."""
     contrast = Contrast(torch.zeros(1, 5), head_dim=3, capacity=4, temperature=0.5, lr=1e-3)
-    anchors, keys, old = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True), torch.randn(6, 2, 5)
+    anchors, keys, old = (
+        torch.randn(3, 5, requires_grad=True),
+        torch.randn(3, 5, requires_grad=True),
+        torch.randn(6, 2, 5),
+    )
     contrast.remember(old[:, 0], old[:, 1])
 
     def unit(rows):
@@ -134,7 +163,10 @@ def test_contrast_with_a_bank():
 
 def test_inversion_loss_by_hand(teachers):
     """Only images on which teacher and student name the same class count as adversarial; decoys only in the BatchNorm loss and their own."""
-    images, targets = torch.rand(SYNTHETIC, 3, 8, 8, requires_grad=True), torch.randint(4, (SYNTHETIC,))
+    images, targets = (
+        torch.rand(SYNTHETIC, 3, 8, 8, requires_grad=True),
+        torch.randint(4, (SYNTHETIC,)),
+    )
     student, decoys = SmallVGG("8 M 8", 4, seed=1).eval(), Flat(5)
     config = CMIConfig(bn=2.0, oh=3.0, adv=0.5)
     with frozen(teachers.sl) as teacher:
@@ -143,13 +175,20 @@ def test_inversion_loss_by_hand(teachers):
         same = [i for i in range(SYNTHETIC) if t[i].argmax() == s[i].argmax()]
         assert 0 < len(same) < SYNTHETIC
         assert agreement(t, s).nonzero()[:, 0].tolist() == same
-        rest = 2.0 * batchnorm_loss(seen.statistics).item() - 3.0 * sum(t.log_softmax(1)[i, y] for i, y in enumerate(targets)).item() / SYNTHETIC
+        rest = (
+            2.0 * batchnorm_loss(seen.statistics).item()
+            - 3.0 * sum(t.log_softmax(1)[i, y] for i, y in enumerate(targets)).item() / SYNTHETIC
+        )
         gain = sum(kl_divergence(t, s)[i] for i in same).item() / SYNTHETIC
         inversion = Inversion(small_generator(), config)
-        assert inversion.inversion_loss(student, images, seen, targets, None).item() == pytest.approx(rest - 0.5 * gain, rel=1e-4)
+        assert inversion.inversion_loss(
+            student, images, seen, targets, None
+        ).item() == pytest.approx(rest - 0.5 * gain, rel=1e-4)
         both = torch.cat([images, decoys.draw()])
         joint = observe(teacher, both)
-        moved = 2.0 * (batchnorm_loss(joint.statistics).item() - batchnorm_loss(seen.statistics).item())
+        moved = 2.0 * (
+            batchnorm_loss(joint.statistics).item() - batchnorm_loss(seen.statistics).item()
+        )
         loss = inversion.inversion_loss(student, both, joint, targets, decoys)
         assert loss.item() == pytest.approx(rest + moved - 0.5 * gain + 0.5, rel=1e-4)
 
@@ -172,7 +211,11 @@ def test_decoys_go_along(make, steps, n, teachers):
     assert batch.decoy.tolist() == [False] * SYNTHETIC + [True] * n
     assert not batch.images.requires_grad and not batch.logits.requires_grad
     if n:
-        assert batch.images[SYNTHETIC:].flatten(2).std(2).max() < 1e-6 < batch.images[:SYNTHETIC].flatten(2).std(2).min()
+        assert (
+            batch.images[SYNTHETIC:].flatten(2).std(2).max()
+            < 1e-6
+            < batch.images[:SYNTHETIC].flatten(2).std(2).min()
+        )
         assert judge.decoys.colour.max() < 0.5, "brightness was made smaller"
 
 
@@ -191,7 +234,13 @@ def test_cmi_keeps_its_generator_beside_decoys(teachers):
 def test_class_targets_steer_the_teacher(make, task):
     synthesizer, student = make(steps=40, pad=0), SmallVGG("8 M 8", 4)
     with frozen(train_sl(task, SmallVGG("8 M 16", 4), TeacherConfig(epochs=20))) as teacher:
-        hits = [(synthesizer.update(teacher, student).logits.argmax(1) == synthesizer.targets).float().mean().item() for _ in range(4)]
+        hits = [
+            (synthesizer.update(teacher, student).logits.argmax(1) == synthesizer.targets)
+            .float()
+            .mean()
+            .item()
+            for _ in range(4)
+        ]
     assert sum(hits) / 4 > 0.7, hits  # chance is 0.25; CMI's contrast pulls the other way
     assert set(synthesizer.targets.tolist()) == {0, 1, 2, 3}
 
@@ -199,7 +248,11 @@ def test_class_targets_steer_the_teacher(make, task):
 def test_the_noisy_layer_is_new_and_the_rest_is_kept(teachers):
     nayer, student = make_nayer(lr=0.0), SmallVGG("8 M 8", 4)
     generator = nayer.generator
-    kept = {name: p.detach().clone() for name, p in generator.named_parameters() if name not in ("weight", "bias")}
+    kept = {
+        name: p.detach().clone()
+        for name, p in generator.named_parameters()
+        if name not in ("weight", "bias")
+    }
     table, layers = generator.embedding.clone(), []
     with frozen(teachers.sl) as teacher:
         for _ in range(3):
@@ -208,12 +261,16 @@ def test_the_noisy_layer_is_new_and_the_rest_is_kept(teachers):
     assert not torch.equal(layers[0], layers[1]) and not torch.equal(layers[1], layers[2])
     assert layers[0].std().item() == pytest.approx(1, abs=0.1) and not generator.bias.any()
     assert torch.equal(generator.embedding, table)
-    assert all(torch.equal(p, kept[name]) for name, p in generator.named_parameters() if name in kept)
+    assert all(
+        torch.equal(p, kept[name]) for name, p in generator.named_parameters() if name in kept
+    )
     trained = make_nayer()
     before = trained.generator.generator.spread.weight.detach().clone()
     with frozen(teachers.sl) as teacher:
         trained.update(teacher, student)
-    assert trained.generator.bias.any() and not torch.equal(trained.generator.generator.spread.weight, before)
+    assert trained.generator.bias.any() and not torch.equal(
+        trained.generator.generator.spread.weight, before
+    )
 
 
 def test_images_of_a_class_differ_within_a_batch():
@@ -251,7 +308,9 @@ def test_views_of_an_image():
         assert min((view - window).abs().max().item() for window in windows) < 1e-5
     many = images.repeat(8, 1, 1, 1)
     flipped = random_view(many, flip=True)
-    plain, mirrored = ((flipped - target).abs().amax((1, 2, 3)) < 1e-5 for target in (many, many.flip(3)))
+    plain, mirrored = (
+        (flipped - target).abs().amax((1, 2, 3)) < 1e-5 for target in (many, many.flip(3))
+    )
     assert (plain ^ mirrored).all() and plain.any() and mirrored.any()
 
 
@@ -277,7 +336,10 @@ def test_a_teacher_that_lacks_something(make, terms):
         (lambda: NAYERConfig(batch_size=1), "NAYERConfig.batch_size must be at least 2"),
         (lambda: NAYERConfig(pad=0.5), "NAYERConfig.pad takes int"),
         (lambda: NAYER(DCGANGenerator(size=8)), "NAYER takes a NoisyGenerator, got DCGANGenerator"),
-        (lambda: NoisyGenerator(DCGANGenerator(size=8), torch.zeros(1, 3)), "embedding must be a finite matrix"),
+        (
+            lambda: NoisyGenerator(DCGANGenerator(size=8), torch.zeros(1, 3)),
+            "embedding must be a finite matrix",
+        ),
     ],
 )
 def test_wrong_settings(make, message):

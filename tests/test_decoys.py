@@ -4,13 +4,14 @@ import pytest
 import torch
 from test_baselines import Pooled
 
-from atesc.core import ConfigError
-from atesc.decoy import DecoyConfig, Decoys, belief, separation, side
-from atesc.escape import ATEsc
-from atesc.networks import SmallVGG, frozen, observe
-from atesc.splitter import RadiusSplitter
-from atesc.synthesis import Batch
-from atesc.teacher import mmd
+from atesc.inside.errors import ConfigError
+from atesc.method.decoys import DecoyConfig, Decoys, belief, separation, side
+from atesc.method.objectives import ATEsc
+from atesc.method.splitter import RadiusSplitter
+from atesc.synthesis.batch import Batch
+from atesc.teachers.mmd import mmd
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import frozen, observe
 
 IMAGES = torch.rand(2, 3, 8, 8)
 
@@ -34,7 +35,12 @@ def test_the_ratio_is_the_largest_of_class_medians(teachers, monkeypatch):
         decoys.line_up(teacher)
     assert len(seen) == 3 * Decoys.LAST
     for mine in (seen[i : i + Decoys.LAST] for i in range(0, len(seen), Decoys.LAST)):
-        medians = [sorted(x for scores in mine for i, x in enumerate(scores.tolist()) if i % 4 == k)[(3 * Decoys.LAST - 1) // 2] for k in range(4)]
+        medians = [
+            sorted(x for scores in mine for i, x in enumerate(scores.tolist()) if i % 4 == k)[
+                (3 * Decoys.LAST - 1) // 2
+            ]
+            for k in range(4)
+        ]
         typical = sorted(medians)[1]  # torch's median is the lower one
         largest = [max(old, m / typical) for old, m in zip(largest, medians)]
     assert decoys.ratio.tolist() == pytest.approx(largest)
@@ -54,9 +60,17 @@ def test_a_trap_that_one_generator_shows_counts_and_gives_the_means(teachers, mo
     with frozen(teachers.sl) as teacher:
         assert decoys.line_up(teacher).tolist() == [False, False, True, False]
         for generator in decoys.generators:
-            where = [side(observe(teacher, decoys.make(generator, torch.full((32,), k))).features, decoys.means).mean() for k in range(4)]
+            where = [
+                side(
+                    observe(teacher, decoys.make(generator, torch.full((32,), k))).features,
+                    decoys.means,
+                ).mean()
+                for k in range(4)
+            ]
             assert where[2] < 0 < min(where[k] for k in (0, 1, 3))
-    assert Decoys(4, IMAGES).inside(observe(teacher, IMAGES)).tolist() == [0, 0], "no trap, no sides"
+    assert Decoys(4, IMAGES).inside(observe(teacher, IMAGES)).tolist() == [0, 0], (
+        "no trap, no sides"
+    )
 
 
 def test_the_line_up_learns_the_classes(teachers):
@@ -64,12 +78,22 @@ def test_the_line_up_learns_the_classes(teachers):
     decoys, labels = Decoys(4, IMAGES, DecoyConfig(probe=150)), torch.arange(4).repeat(16)
     with frozen(teachers.sl) as teacher:
         decoys.line_up(teacher)
-        hits = [(teacher(decoys.make(generator, labels)).argmax(1) == labels).float().mean() for generator in decoys.generators]
+        hits = [
+            (teacher(decoys.make(generator, labels)).argmax(1) == labels).float().mean()
+            for generator in decoys.generators
+        ]
     assert len(hits) == 2 and min(hits) > 0.8, hits  # chance is 0.25
 
 
 @pytest.mark.parametrize(
-    "ratio, traps", [([1, 2.5, 1, 1], []), ([1, 2.6, 1, 1], [1]), ([1, 2.6, 9, 1], [2]), ([5, 2.6, 9, 4.4], [0, 2]), ([2.6, 5.2, 1, 1], [0, 1])]
+    "ratio, traps",
+    [
+        ([1, 2.5, 1, 1], []),
+        ([1, 2.6, 1, 1], [1]),
+        ([1, 2.6, 9, 1], [2]),
+        ([5, 2.6, 9, 4.4], [0, 2]),
+        ([2.6, 5.2, 1, 1], [0, 1]),
+    ],
 )
 def test_traps_are_robust_by_themselves_and_beside_the_most_robust(ratio, traps):
     decoys = Decoys(4, IMAGES)
@@ -83,7 +107,12 @@ def test_decoys_are_of_trap_classes_only():
     for _ in range(40):
         images = decoys.draw()
         counts += decoys.asked.bincount(minlength=4)
-    assert images.shape == (10, 3, 8, 8) and 0 <= images.min() and images.max() <= 1 and images.requires_grad
+    assert (
+        images.shape == (10, 3, 8, 8)
+        and 0 <= images.min()
+        and images.max() <= 1
+        and images.requires_grad
+    )
     assert counts[0] == counts[2] == 0 and counts[1] == pytest.approx(200, abs=50)
 
 
@@ -96,13 +125,15 @@ def test_the_loss_leaves_the_student_alone(teachers):
         seen = observe(teacher, images)
         decoys.means = torch.stack([seen.features[:6].mean(0), seen.features[6:].mean(0)]).detach()
         decoys.loss(student, images, seen).backward()
-    assert student.training and all(p.grad is None and p.requires_grad for p in student.parameters())
+    assert student.training and all(
+        p.grad is None and p.requires_grad for p in student.parameters()
+    )
     assert own.grad.abs().sum() > 0, "the distance moves the synthesizer's own images, too"
     assert all(p.grad is not None for p in decoys.generators.parameters())
 
 
 def test_each_is_pushed_to_its_side_and_means_follow(teachers, monkeypatch):
-    monkeypatch.setattr("atesc.decoy.separation", lambda images, decoys: 0.0)
+    monkeypatch.setattr("atesc.method.decoys.separation", lambda images, decoys: 0.0)
     decoys, student = decoys_of({2}, hunt=0.0), SmallVGG("8 M 8", 4)
     with frozen(teachers.sl) as teacher:
         own = torch.rand(64, 3, 8, 8, requires_grad=True)
@@ -110,7 +141,9 @@ def test_each_is_pushed_to_its_side_and_means_follow(teachers, monkeypatch):
         seen = observe(teacher, images)
         free = seen.logits[:64].argmax(1) != 2
         assert free.any()
-        before = decoys.means = torch.stack([seen.features[:64][free].mean(0) + 5, seen.features[64:].mean(0)]).detach()
+        before = decoys.means = torch.stack(
+            [seen.features[:64][free].mean(0) + 5, seen.features[64:].mean(0)]
+        ).detach()
         decoys.loss(student, images, seen).backward()
         step = 1e-2 / own.grad.flatten(1).norm(dim=1).max()
         with torch.no_grad():
@@ -126,8 +159,12 @@ def test_sixteen_bit_features_leave_the_means_as_they_are(teachers):
     with frozen(teachers.sl) as teacher, torch.autocast("cpu", torch.bfloat16):
         images = torch.cat([torch.rand(16, 3, 8, 8), decoys.draw()])
         seen = observe(teacher, images)
-        decoys.means = torch.stack([seen.features[:16].mean(0), seen.features[16:].mean(0)]).detach().float()
-        assert seen.features.dtype == torch.bfloat16 and decoys.loss(student, images, seen).isfinite()
+        decoys.means = (
+            torch.stack([seen.features[:16].mean(0), seen.features[16:].mean(0)]).detach().float()
+        )
+        assert (
+            seen.features.dtype == torch.bfloat16 and decoys.loss(student, images, seen).isfinite()
+        )
         assert decoys.means.dtype == torch.float32 and decoys.inside(seen).isfinite().all()
 
 
@@ -135,12 +172,26 @@ def test_what_is_inside_is_not_distilled():
     objective = ATEsc(decoy=DecoyConfig(probe=1))
     objective.decoys, objective.traps = "some", torch.tensor([False, True, False, False])
     student, logits = SmallVGG("8 M 8", 4).eval(), torch.randn(6, 4)
-    images, inside, decoy = torch.rand(6, 3, 8, 8), torch.tensor([0.0, -0.2, 0.1, 0.3, 0.9, 0.9]), torch.arange(6) > 3
+    images, inside, decoy = (
+        torch.rand(6, 3, 8, 8),
+        torch.tensor([0.0, -0.2, 0.1, 0.3, 0.9, 0.9]),
+        torch.arange(6) > 3,
+    )
     batch = Batch(images, logits, inside, decoy)
-    changed = Batch(images, torch.where((torch.arange(6) == 2)[:, None], torch.randn(6, 4), logits), inside, decoy)
+    changed = Batch(
+        images,
+        torch.where((torch.arange(6) == 2)[:, None], torch.randn(6, 4), logits),
+        inside,
+        decoy,
+    )
     assert objective.loss(student, batch) == objective.loss(student, changed)
-    own = batch.only(slice(0, 2))
-    alone = torch.nn.functional.kl_div(student(own.images).log_softmax(1), own.logits.log_softmax(1), reduction="batchmean", log_target=True)
+    own = batch.select(slice(0, 2))
+    alone = torch.nn.functional.kl_div(
+        student(own.images).log_softmax(1),
+        own.logits.log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
     objective.forget = 0.0
     assert objective.loss(student, batch).item() == pytest.approx(alone.item(), rel=1e-5)
 
@@ -157,10 +208,15 @@ def test_a_teacher_without_features_or_statistics_is_served():
 def test_distance_and_belief_are_bounded():
     a = torch.randn(20, 6)
     assert separation(a, a.clone()).item() == pytest.approx(0, abs=1e-6)
-    assert separation(a, torch.randn(30, 6) + 2).item() == pytest.approx(0.1 * mmd(a, torch.randn(30, 6) + 2).item(), rel=0.2)
+    assert separation(a, torch.randn(30, 6) + 2).item() == pytest.approx(
+        0.1 * mmd(a, torch.randn(30, 6) + 2).item(), rel=0.2
+    )
     assert separation(a, a + 1e6) <= 1
     sure = torch.tensor([[1e4, 0.0, 0.0]])
-    assert belief(sure, torch.tensor([0])).item() == 0 and belief(sure, torch.tensor([1, 2])).item() == -5
+    assert (
+        belief(sure, torch.tensor([0])).item() == 0
+        and belief(sure, torch.tensor([1, 2])).item() == -5
+    )
 
 
 @pytest.mark.parametrize("share, joins", [(1.0, False), (0.75, False), (0.5, True), (0.0, True)])

@@ -1,4 +1,5 @@
 """What the package needs, and under which licences; the core works without the extra."""
+
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -8,7 +9,18 @@ from licences import FREE, LIMITED, ROOT, closure, licence, required
 from packaging.requirements import Requirement
 
 ALLOWED = {"torch", "torchvision", "safetensors", "scikit-learn", "matplotlib", "tqdm"}
-WITH_TABLES = ("tables", "report", "analyses", "criteria", "domain_eval", "leakage", "variants", "costs", "explore", "cli")  # want the extra
+WITH_TABLES = (
+    "tables",
+    "report",
+    "analyses",
+    "criteria",
+    "domain_eval",
+    "leakage",
+    "variants",
+    "costs",
+    "explore",
+    "cli",
+)  # want the extra
 
 
 def test_the_package_needs_six_others():
@@ -31,9 +43,17 @@ def test_the_document_names_every_direct_dependency():
 def test_the_core_works_without_the_extra(tmp_path):
     """All modules but those with tables are imported, and a student distilled, while nothing but the closure of the requirements can be imported."""
     core = set(closure(required()))
-    foreign = sorted(name for name, owners in packages_distributions().items() if not {owner.lower().replace("_", "-") for owner in owners} & (core | {"atesc"}))
+    foreign = sorted(
+        name
+        for name, owners in packages_distributions().items()
+        if not {owner.lower().replace("_", "-") for owner in owners} & (core | {"atesc"})
+    )
     assert {"pandas", "papermill", "ipywidgets", "nbformat", "IPython"} <= set(foreign)
-    modules = sorted(path.stem for path in (ROOT / "atesc").glob("[!_]*.py") if path.stem not in WITH_TABLES)
+    modules = sorted(
+        ".".join(path.relative_to(ROOT / "atesc").with_suffix("").parts)
+        for path in (ROOT / "atesc").rglob("[!_]*.py")
+        if path.stem not in WITH_TABLES
+    )
     (tmp_path / "alone.py").write_text(f"""
 import sys
 
@@ -45,12 +65,14 @@ from pathlib import Path
 for name in {modules!r}:
     importlib.import_module("atesc." + name)
 
-from atesc.experiment import plan_grid, run_grid
-from atesc.presets import load_preset
+from atesc.study.grid import plan_grid, run_grid
+from atesc.study.presets import load_preset
 
 preset = load_preset("debug", iterations=2)
 (record,) = run_grid("alone", preset, plan_grid([preset.task], [0], ["dfq"], ["ntl-atesc"]), Path({str(tmp_path)!r}))
 print(record["iterations"])
 """)
-    done = subprocess.run([sys.executable, "-W", "ignore", tmp_path / "alone.py"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", tmp_path / "alone.py"], capture_output=True, text=True
+    )
     assert done.stdout.strip() == "2", done.stderr

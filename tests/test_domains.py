@@ -1,4 +1,5 @@
 """Domains: fixed splits without overlap, files found where they should be, helpful errors."""
+
 import bz2
 import pickle
 import shlex
@@ -12,11 +13,19 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, STL10, SVHN
 
-from atesc.cli import main
-from atesc.core import ConfigError
-from atesc.domains import CROP, DOMAINS, ImageSet, _photo_crops, font_files, load_domain, photo_columns
-from atesc.sources import CIFAR_CLASSES, SOURCES, STL_CLASSES, data_root, download_command
-from atesc.tasks import load_task
+from atesc.app.cli import main
+from atesc.data.domains import (
+    CROP,
+    DOMAINS,
+    ImageSet,
+    _photo_crops,
+    font_files,
+    load_domain,
+    photo_columns,
+)
+from atesc.data.sources import CIFAR_CLASSES, SOURCES, STL_CLASSES, data_root, download_command
+from atesc.data.tasks import load_task
+from atesc.inside.errors import ConfigError
 
 
 def test_no_digit_is_in_both_parts():
@@ -30,10 +39,13 @@ def test_no_digit_is_in_both_parts():
 
 def test_no_photo_pixel_is_in_both_parts(monkeypatch):
     """Colour the photographs by column and read the columns back from the blended images."""
-    import atesc.domains as domains
+    import atesc.data.domains as domains
 
     width = 640
-    ramp = np.broadcast_to(np.where(np.arange(width) < width * 0.7, 0, 255).astype(np.uint8)[None, :, None], (427, width, 3))
+    ramp = np.broadcast_to(
+        np.where(np.arange(width) < width * 0.7, 0, 255).astype(np.uint8)[None, :, None],
+        (427, width, 3),
+    )
     fake = type("Bunch", (), {"images": [ramp, ramp]})
     monkeypatch.setattr(domains, "load_sample_images", lambda: fake)
     assert domains._photo_crops(200, 16, "train").max() == 0
@@ -45,10 +57,12 @@ def test_no_photo_pixel_is_in_both_parts(monkeypatch):
 
 
 def test_photos_are_labelled_by_photograph(monkeypatch):
-    import atesc.domains as domains
+    import atesc.data.domains as domains
 
     black, white = (np.full((427, 640, 3), level, dtype=np.uint8) for level in (0, 255))
-    monkeypatch.setattr(domains, "load_sample_images", lambda: type("Bunch", (), {"images": [black, white]}))
+    monkeypatch.setattr(
+        domains, "load_sample_images", lambda: type("Bunch", (), {"images": [black, white]})
+    )
     for part in (domains.photos(8, None).train, domains.photos(8, None).test):
         assert torch.equal(part.images.amax((1, 2, 3)), part.labels.float())
 
@@ -59,16 +73,24 @@ def test_no_printed_digit_is_in_both_parts(size):
     domain, plain = load_domain("digits_font", size), load_domain("digits", size)
     train = {image.numpy().tobytes() for image in domain.train.images}
     assert not any(image.numpy().tobytes() in train for image in domain.test.images)
-    assert torch.equal(domain.train.labels, plain.train.labels) and torch.equal(domain.test.labels, plain.test.labels)
-    assert torch.equal(domain.train.images[:, 0], domain.train.images[:, 2])  # white on black, no colour
-    border = torch.cat([domain.train.images[..., 0].flatten(1), domain.train.images[..., -1].flatten(1)], 1)
+    assert torch.equal(domain.train.labels, plain.train.labels) and torch.equal(
+        domain.test.labels, plain.test.labels
+    )
+    assert torch.equal(
+        domain.train.images[:, 0], domain.train.images[:, 2]
+    )  # white on black, no colour
+    border = torch.cat(
+        [domain.train.images[..., 0].flatten(1), domain.train.images[..., -1].flatten(1)], 1
+    )
     assert border.mean() < 0.02 < domain.train.images.amax((1, 2, 3)).min()
 
 
 def test_printed_digits_can_be_told_apart():
     """The nearest of the ten mean train images names most test digits, though the fonts are others."""
     domain = load_domain("digits_font", 16)
-    means = torch.stack([domain.train.images[domain.train.labels == k].mean(0) for k in range(10)]).flatten(1)
+    means = torch.stack(
+        [domain.train.images[domain.train.labels == k].mean(0) for k in range(10)]
+    ).flatten(1)
     nearest = torch.cdist(domain.test.images.flatten(1), means).argmin(1)
     assert (nearest == domain.test.labels).float().mean() > 0.6
 
@@ -107,7 +129,9 @@ def data_folder(tmp_path):
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for part, n in (("train", 20), ("t10k", 10)):
-        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28), dtype=np.uint8))
+        write_idx(
+            raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        )
         write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8))
     write_folders(tmp_path / "mnist_m", "0123456789")
     return tmp_path
@@ -115,7 +139,12 @@ def data_folder(tmp_path):
 
 def test_mnist_tasks_from_files(data_folder, monkeypatch):
     task = load_task("mnist->mnist_m", size=16, root=data_folder)
-    assert task.id.train.images.shape == (20, 3, 16, 16) and task.ood.test.images.shape == (10, 3, 16, 16)
+    assert task.id.train.images.shape == (20, 3, 16, 16) and task.ood.test.images.shape == (
+        10,
+        3,
+        16,
+        16,
+    )
     assert task.ood.train.labels.tolist() == list(range(10))
     monkeypatch.setenv("ATESC_DATA", str(data_folder))
     assert data_root() == data_folder
@@ -125,10 +154,19 @@ def test_mnist_tasks_from_files(data_folder, monkeypatch):
 def write_stand_in(name, root):
     """Twenty train and ten test images in the data set's own on-disk format; returns their pixels [N, C, H, W] and labels."""
     rng = np.random.default_rng(0)
-    shape = {"usps": (1, 16, 16), "svhn": (3, 32, 32), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}.get(name, (1, 28, 28))
-    made = [(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10) for n in (20, 10)]
+    shape = {
+        "usps": (1, 16, 16),
+        "svhn": (3, 32, 32),
+        "cifar10": (3, 32, 32),
+        "stl10": (3, 96, 96),
+    }.get(name, (1, 28, 28))
+    made = [
+        (rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10) for n in (20, 10)
+    ]
     if name == "stl10":  # blocks of one colour, so that something is left at a sixth of the size
-        made = [(pixels[..., ::6, ::6].repeat(6, 2).repeat(6, 3), labels) for pixels, labels in made]
+        made = [
+            (pixels[..., ::6, ::6].repeat(6, 2).repeat(6, 3), labels) for pixels, labels in made
+        ]
     for part, (pixels, labels) in zip(("train", "test"), made):
         if name in ("mnist", "fashion_mnist"):
             raw = root / SOURCES[name].files
@@ -138,18 +176,34 @@ def write_stand_in(name, root):
             write_idx(prefix.with_name(f"{prefix.name}-labels-idx1-ubyte"), labels.astype(np.uint8))
         elif name == "usps":  # libsvm: labels 1 to 10, pixels -1 to 1
             rows = zip(labels + 1, (pixels / 127.5 - 1).reshape(len(pixels), -1))
-            text = "".join(f"{k} " + " ".join(f"{i + 1}:{v:.5f}" for i, v in enumerate(row)) + "\n" for k, row in rows)
-            (root / {"train": "usps.bz2", "test": "usps.t.bz2"}[part]).write_bytes(bz2.compress(text.encode()))
+            text = "".join(
+                f"{k} " + " ".join(f"{i + 1}:{v:.5f}" for i, v in enumerate(row)) + "\n"
+                for k, row in rows
+            )
+            (root / {"train": "usps.bz2", "test": "usps.t.bz2"}[part]).write_bytes(
+                bz2.compress(text.encode())
+            )
         elif name == "svhn":  # HWCN, digit 0 has the label 10
-            savemat(root / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]})
+            savemat(
+                root / f"{part}_32x32.mat",
+                {
+                    "X": pixels.transpose(2, 3, 1, 0),
+                    "y": np.where(labels == 0, 10, labels)[:, None],
+                },
+            )
         elif name == "cifar10":
             folder = root / "cifar-10-batches-py"
             folder.mkdir(exist_ok=True)
             names = [f"data_batch_{k}" for k in range(1, 6)] if part == "train" else ["test_batch"]
             for file, rows in zip(names, np.array_split(np.arange(len(pixels)), len(names))):
-                batch = {"data": pixels[rows].reshape(len(rows), -1), "labels": labels[rows].tolist()}
+                batch = {
+                    "data": pixels[rows].reshape(len(rows), -1),
+                    "labels": labels[rows].tolist(),
+                }
                 (folder / file).write_bytes(pickle.dumps(batch))
-            (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CIFAR_CLASSES)}))
+            (folder / "batches.meta").write_bytes(
+                pickle.dumps({"label_names": list(CIFAR_CLASSES)})
+            )
         elif name == "stl10":  # column-major images, labels 1 to 10
             folder = root / "stl10_binary"
             folder.mkdir(exist_ok=True)
@@ -163,8 +217,10 @@ def write_stand_in(name, root):
 @pytest.fixture
 def any_checksum(monkeypatch):
     """Files are compared with the MD5 sums of the real ones; stand-ins have others, so only their presence counts."""
-    for module in ("atesc.sources", *(kind.__module__ for kind in (CIFAR10, STL10, SVHN))):
-        monkeypatch.setattr(f"{module}.check_integrity", lambda path, md5=None: Path(path).is_file())
+    for module in ("atesc.data.sources", *(kind.__module__ for kind in (CIFAR10, STL10, SVHN))):
+        monkeypatch.setattr(
+            f"{module}.check_integrity", lambda path, md5=None: Path(path).is_file()
+        )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -184,7 +240,9 @@ def test_torchvision_files_are_read_as_they_are(name, tmp_path, any_checksum):
             assert (part.images - torch.tensor(pixels) / 255).abs().max() <= slack
         else:  # STL-10, 96 to 16
             coarse = torch.tensor(pixels[..., ::6, ::6]) / 255
-            assert torch.corrcoef(torch.stack([coarse.flatten(), part.images.flatten()]))[0, 1] > 0.9
+            assert (
+                torch.corrcoef(torch.stack([coarse.flatten(), part.images.flatten()]))[0, 1] > 0.9
+            )
 
 
 def test_a_damaged_file_is_reported(tmp_path):
@@ -199,11 +257,15 @@ def test_missing_data_says_where_and_how(name, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as found:
         load_domain(name, 16, tmp_path)
     text, source = str(found.value), SOURCES[name]
-    for piece in (str(tmp_path / source.files), f"{tmp_path / name}/{{train,test}}", f"({source.megabytes} MB)"):
+    for piece in (
+        str(tmp_path / source.files),
+        f"{tmp_path / name}/{{train,test}}",
+        f"({source.megabytes} MB)",
+    ):
         assert piece in text
-    command, call = text.split("`atesc ")[1].split("`, or in Python atesc.sources.")
+    command, call = text.split("`atesc ")[1].split("`, or in Python atesc.data.sources.")
     asked = []
-    monkeypatch.setattr("atesc.cli.download", lambda *given: asked.append(given))
+    monkeypatch.setattr("atesc.app.cli.download", lambda *given: asked.append(given))
     assert main(shlex.split(command)) == 0  # what the message says to type
     eval(call, {"download": lambda *given: asked.append(given)})
     assert asked == [(name, str(tmp_path))] * 2
@@ -213,13 +275,17 @@ def test_the_usual_root_is_not_named(tmp_path, monkeypatch):
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "my data"))
     assert "`atesc download mnist`" in download_command("mnist", data_root())
     monkeypatch.delenv("ATESC_DATA")
-    assert f"`atesc download mnist --root '{tmp_path}/my data'`" in download_command("mnist", tmp_path / "my data")
+    assert f"`atesc download mnist --root '{tmp_path}/my data'`" in download_command(
+        "mnist", tmp_path / "my data"
+    )
 
 
 def test_missing_tasks_say_where_and_how(tmp_path):
     with pytest.raises(FileNotFoundError, match="MNIST is not in .*`atesc download mnist --root"):
         load_task("mnist->mnist_m", root=tmp_path)
-    with pytest.raises(FileNotFoundError, match="one folder a digit, and cannot be built, since MNIST is not in"):
+    with pytest.raises(
+        FileNotFoundError, match="one folder a digit, and cannot be built, since MNIST is not in"
+    ):
         load_domain("mnist_m", root=tmp_path)
 
 
@@ -230,7 +296,9 @@ def test_class_folders_stand_in_for_torchvision_files(tmp_path):
     assert domain.classes == CIFAR_CLASSES and domain.test.labels.tolist() == list(range(10))
     assert load_domain("fashion_mnist", 16, tmp_path).classes == SOURCES["fashion_mnist"].classes
     write_folders(tmp_path / "svhn", ["one", "two"])
-    with pytest.raises(ValueError, match="must have the class folders 0, 1, 2, .* or their numbers, got one, two"):
+    with pytest.raises(
+        ValueError, match="must have the class folders 0, 1, 2, .* or their numbers, got one, two"
+    ):
         load_domain("svhn", 16, tmp_path)
 
 
@@ -246,10 +314,15 @@ def test_mnist_m_is_built_without_its_folders(background, tmp_path, any_checksum
         behind = [_photo_crops(n, 28, part) for n, part in ((20, "train"), (10, "test"))]
     plain, built = load_domain("mnist", 28, tmp_path), load_domain("mnist_m", 28, tmp_path)
     assert built.name == f"mnist_m_{background}"  # the records say which it is
-    for part, digits, own, other in ((built.train, plain.train, *behind), (built.test, plain.test, *behind[::-1])):
+    for part, digits, own, other in (
+        (built.train, plain.train, *behind),
+        (built.test, plain.test, *behind[::-1]),
+    ):
         assert torch.equal(part.labels, digits.labels)
         for image, digit in zip(part.images, digits.images):
-            near, far = (((c - digit).abs() - image).abs().amax((1, 2, 3)).min() for c in (own, other))
+            near, far = (
+                ((c - digit).abs() - image).abs().amax((1, 2, 3)).min() for c in (own, other)
+            )
             assert near < 1e-6 and far > 0.1
     assert torch.equal(built.train.images, load_domain("mnist_m", 28, tmp_path).train.images)
 
@@ -275,7 +348,12 @@ def test_grey_images_are_checked_without_a_copy():
 def test_own_folders_with_a_split(tmp_path):
     write_folders(tmp_path, ["cat", "dog"], n=2)
     domain = load_domain(f"folder:{tmp_path}", 16)
-    assert (domain.name, domain.classes, len(domain.train), len(domain.test)) == (f"folder:{tmp_path}", ("cat", "dog"), 4, 4)
+    assert (domain.name, domain.classes, len(domain.train), len(domain.test)) == (
+        f"folder:{tmp_path}",
+        ("cat", "dog"),
+        4,
+        4,
+    )
     first = Image.open(tmp_path / "train/cat/0.png").resize((16, 16))
     assert torch.equal(domain.train.images[0], torch.tensor(np.array(first)).permute(2, 0, 1) / 255)
 
@@ -283,10 +361,17 @@ def test_own_folders_with_a_split(tmp_path):
 def test_own_folders_are_split_once_and_for_all(tmp_path):
     write_folders(tmp_path, ["cat", "dog"], parts=("",), n=8)
     one, two = load_domain(f"folder:{tmp_path}", 16), load_domain(f"folder:{tmp_path}", 16)
-    assert one.train.labels.bincount().tolist() == [6, 6] and one.test.labels.bincount().tolist() == [2, 2]
-    assert torch.equal(one.train.images, two.train.images) and torch.equal(one.test.images, two.test.images)
+    assert one.train.labels.bincount().tolist() == [
+        6,
+        6,
+    ] and one.test.labels.bincount().tolist() == [2, 2]
+    assert torch.equal(one.train.images, two.train.images) and torch.equal(
+        one.test.images, two.test.images
+    )
     train = {image.numpy().tobytes() for image in one.train.images}
-    assert len(train) == 12 and not any(image.numpy().tobytes() in train for image in one.test.images)
+    assert len(train) == 12 and not any(
+        image.numpy().tobytes() in train for image in one.test.images
+    )
 
 
 def test_own_folders_with_mistakes_in_them(tmp_path):
@@ -315,11 +400,21 @@ def test_own_folders_with_mistakes_in_them(tmp_path):
 
 
 def test_domains_that_need_no_files_are_fixed():
-    for name in ("digits", "digits_photo", "digits_font", "photos", "debug", "debug_ood", "debug_open"):
+    for name in (
+        "digits",
+        "digits_photo",
+        "digits_font",
+        "photos",
+        "debug",
+        "debug_ood",
+        "debug_open",
+    ):
         one = load_domain(name, 8)
         torch.manual_seed(7)
         two = load_domain(name, 8)
-        assert torch.equal(one.train.images, two.train.images) and torch.equal(one.test.images, two.test.images)
+        assert torch.equal(one.train.images, two.train.images) and torch.equal(
+            one.test.images, two.test.images
+        )
         assert one.name == name in DOMAINS and len(one.test) > 0
 
 

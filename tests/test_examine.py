@@ -1,4 +1,5 @@
 """Untrusted behaviour: what a teacher may do wrong is put up with, refused with a sentence, or warned about once."""
+
 import copy
 import warnings
 
@@ -7,23 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atesc.core import Diverged, InputError
-from atesc.distill import DistillConfig, distill
-from atesc.escape import ATEsc, PlainKD
-from atesc.decoy import DecoyConfig
-from atesc.examine import NetworkWarning
-from atesc.experiment import Teachers, distil_student
-from atesc.generator import DCGANGenerator
-from atesc.networks import SmallVGG
-from atesc.presets import BASELINES
-from atesc.splitter import PGDSplitter, RadiusSplitter, SplitWarning, radius
-from atesc.synthesis import DFQ, DFQConfig
+from atesc.inside.errors import Diverged, InputError
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import DistillConfig, distill
+from atesc.method.objectives import ATEsc, PlainKD
+from atesc.method.splitter import PGDSplitter, RadiusSplitter, SplitWarning, radius
+from atesc.study.grid import Teachers, distil_student
+from atesc.study.presets import BASELINES
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.teachers.examine import NetworkWarning
+from atesc.teachers.networks import SmallVGG
 
 
 def run(teacher, student=None, iterations=2):
     dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=16))
     student = SmallVGG("8 M 8", 4, seed=1) if student is None else student
-    return distill(teacher, student, synthesizer=dfq, objective=ATEsc(decoy=DecoyConfig(probe=5, per_class=2)), iterations=iterations, config=DistillConfig(student_steps=1, batch_size=16))
+    return distill(
+        teacher,
+        student,
+        synthesizer=dfq,
+        objective=ATEsc(decoy=DecoyConfig(probe=5, per_class=2)),
+        iterations=iterations,
+        config=DistillConfig(student_steps=1, batch_size=16),
+    )
 
 
 def weights(model):
@@ -49,22 +57,64 @@ def raising(error):
 
 
 REFUSED = {
-    "probabilities": ({"after": lambda x: x.softmax(1)}, "teacher returns probabilities, logits are expected; take its softmax away"),
-    "NaN answers": ({"after": lambda x: x * float("nan")}, "teacher answers 18 of 18 images with NaN or infinity"),
-    "infinite for some": ({"after": lambda x: torch.where(x == x.max(), float("inf"), x)}, "teacher answers 1 of 18 images with NaN or infinity"),
-    "constant": ({"after": lambda x: 0 * x + torch.arange(4)}, "teacher answers all images alike, .* there is nothing to distil"),
-    "detached": ({"after": lambda x: x.detach()}, "teacher's answers have no gradient with respect to its images"),
-    "numpy inside": ({"before": lambda x: torch.from_numpy(x.detach().numpy())}, "teacher's answers have no gradient"),
-    "8-bit images inside": ({"before": lambda x: (255 * x).to(torch.uint8) / 255}, "teacher's answers have no gradient"),
-    "rounded images": ({"before": lambda x: (255 * x).round() / 255}, "teacher's answers have a gradient of zero"),
-    "labels": ({"after": lambda x: x.argmax(1)}, r"teacher must return logits of shape \[N, classes\] for N images, got \[18\]"),
+    "probabilities": (
+        {"after": lambda x: x.softmax(1)},
+        "teacher returns probabilities, logits are expected; take its softmax away",
+    ),
+    "NaN answers": (
+        {"after": lambda x: x * float("nan")},
+        "teacher answers 18 of 18 images with NaN or infinity",
+    ),
+    "infinite for some": (
+        {"after": lambda x: torch.where(x == x.max(), float("inf"), x)},
+        "teacher answers 1 of 18 images with NaN or infinity",
+    ),
+    "constant": (
+        {"after": lambda x: 0 * x + torch.arange(4)},
+        "teacher answers all images alike, .* there is nothing to distil",
+    ),
+    "detached": (
+        {"after": lambda x: x.detach()},
+        "teacher's answers have no gradient with respect to its images",
+    ),
+    "numpy inside": (
+        {"before": lambda x: torch.from_numpy(x.detach().numpy())},
+        "teacher's answers have no gradient",
+    ),
+    "8-bit images inside": (
+        {"before": lambda x: (255 * x).to(torch.uint8) / 255},
+        "teacher's answers have no gradient",
+    ),
+    "rounded images": (
+        {"before": lambda x: (255 * x).round() / 255},
+        "teacher's answers have a gradient of zero",
+    ),
+    "labels": (
+        {"after": lambda x: x.argmax(1)},
+        r"teacher must return logits of shape \[N, classes\] for N images, got \[18\]",
+    ),
     "a tuple": ({"after": lambda x: (x, x)}, "teacher must return logits .* got tuple"),
     "one class": ({"after": lambda x: x[:, :1]}, r"teacher must return logits .* got \[18, 1\]"),
-    "an error of its own": ({"after": raising(KeyError("key"))}, "teacher does not take images .* KeyError, \"'key'\""),
-    "integers wanted": ({"before": lambda x: F.embedding(x, torch.rand(256, 3))}, "teacher does not take images of shape .* torch.float32"),
-    "grey images wanted": ({"before": lambda x: F.conv2d(x, torch.rand(3, 1, 1, 1))}, r"teacher does not take images of shape \[N, 3, 8, 8\]"),
-    "no gradient through it": ({"after": lambda x: Stubborn.apply(x)}, "teacher cannot be differentiated: no way back"),
-    "infinite gradient": ({"after": lambda x: (x - x.detach()).sqrt() + x.detach()}, "gradient of NaN or infinity"),
+    "an error of its own": (
+        {"after": raising(KeyError("key"))},
+        "teacher does not take images .* KeyError, \"'key'\"",
+    ),
+    "integers wanted": (
+        {"before": lambda x: F.embedding(x, torch.rand(256, 3))},
+        "teacher does not take images of shape .* torch.float32",
+    ),
+    "grey images wanted": (
+        {"before": lambda x: F.conv2d(x, torch.rand(3, 1, 1, 1))},
+        r"teacher does not take images of shape \[N, 3, 8, 8\]",
+    ),
+    "no gradient through it": (
+        {"after": lambda x: Stubborn.apply(x)},
+        "teacher cannot be differentiated: no way back",
+    ),
+    "infinite gradient": (
+        {"after": lambda x: (x - x.detach()).sqrt() + x.detach()},
+        "gradient of NaN or infinity",
+    ),
 }
 
 
@@ -81,24 +131,35 @@ class Stubborn(torch.autograd.Function):
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_before_anything_is_trained(name, teachers):
     changes, said = REFUSED[name]
-    teacher, student = After(copy.deepcopy(teachers.ntl).train(), **changes), SmallVGG("8 M 8", 4, seed=1)
+    teacher, student = (
+        After(copy.deepcopy(teachers.ntl).train(), **changes),
+        SmallVGG("8 M 8", 4, seed=1),
+    )
     before = weights(student), weights(teacher)
     with pytest.raises(InputError, match=said):
         run(teacher, student)
     assert (weights(student), weights(teacher)) == before
-    assert teacher.net.training and all(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.net.training and all(
+        parameter.requires_grad for parameter in teacher.parameters()
+    )
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda t: t.half(), r"teacher has weights of torch.float16, images are torch.float32; use teacher.float\(\)"),
+        (
+            lambda t: t.half(),
+            r"teacher has weights of torch.float16, images are torch.float32; use teacher.float\(\)",
+        ),
         (lambda t: t.double(), "teacher has weights of torch.float64"),
         (lambda t: t.to("meta"), "teacher is on the device meta, where networks have no weights"),
-        (lambda t: t.classifier.to("meta") and t, "teacher lies on cpu and meta; move all of it to one device"),
+        (
+            lambda t: t.classifier.to("meta") and t,
+            "teacher lies on cpu and meta; move all of it to one device",
+        ),
     ],
     ids=["16 bits", "64 bits", "no weights", "two devices"],
-)  # fmt: skip
+)
 def test_where_it_is_and_of_what(change, said, teachers):
     with pytest.raises(InputError, match=said):
         run(change(copy.deepcopy(teachers.ntl)))
@@ -108,7 +169,9 @@ def test_where_it_is_and_of_what(change, said, teachers):
 
 def test_images_of_another_device_are_refused(teachers):
     for use in (PGDSplitter(), RadiusSplitter(), radius):
-        with pytest.raises(InputError, match="images must be a dense tensor with values, got torch.strided on meta"):
+        with pytest.raises(
+            InputError, match="images must be a dense tensor with values, got torch.strided on meta"
+        ):
             use(teachers.ntl, torch.zeros(2, 3, 8, 8, device="meta"))
 
 
@@ -130,14 +193,21 @@ def test_hooks_left_over_are_warned_about_once_and_stay(teachers):
         for _ in range(3):
             result = run(teacher)
     told = [str(warning.message) for warning in told if warning.category is NetworkWarning]
-    assert told == ["teacher has hooks left over in features.0, classifier: they may change its answers or keep images; remove them, unless they belong to it"]
+    assert told == [
+        "teacher has hooks left over in features.0, classifier: they may change its answers or keep images; remove them, unless they belong to it"
+    ]
     assert weights(result.student) == weights(run(teachers.ntl).student) and seen
-    assert len(teacher.classifier._forward_hooks) == len(teacher.features[0]._forward_pre_hooks) == 1
+    assert (
+        len(teacher.classifier._forward_hooks) == len(teacher.features[0]._forward_pre_hooks) == 1
+    )
 
 
 @pytest.mark.parametrize("change", ["after", "before"])
 def test_dropout_that_is_always_on_is_warned_about(change, teachers):
-    with pytest.warns(NetworkWarning, match="teacher answers the same images differently each time, even in evaluation mode"):
+    with pytest.warns(
+        NetworkWarning,
+        match="teacher answers the same images differently each time, even in evaluation mode",
+    ):
         run(After(copy.deepcopy(teachers.ntl), **{change: F.dropout}))
 
 
@@ -166,12 +236,19 @@ def test_a_teacher_that_turns_to_nan_on_the_way_stops_the_run(teachers):
 
     teacher = nn.Sequential(copy.deepcopy(teachers.ntl), Later())
     dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=16))
-    with pytest.raises(Diverged, match="at iteration .*; the teacher's answers to some synthetic images are not finite"):
+    with pytest.raises(
+        Diverged,
+        match="at iteration .*; the teacher's answers to some synthetic images are not finite",
+    ):
         distill(teacher, SmallVGG("8 M 8", 4), synthesizer=dfq, objective=PlainKD(), iterations=9)
 
 
-@pytest.mark.parametrize("eps, group, advice", [(0.0, "robust", "attack harder"), (1.0, "fragile", "attack less")])
-def test_an_attack_that_flips_nothing_or_everything_is_warned_about_once(eps, group, advice, teachers, task):
+@pytest.mark.parametrize(
+    "eps, group, advice", [(0.0, "robust", "attack harder"), (1.0, "fragile", "attack less")]
+)
+def test_an_attack_that_flips_nothing_or_everything_is_warned_about_once(
+    eps, group, advice, teachers, task
+):
     splitter = PGDSplitter(eps=eps, steps=20)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("default")
@@ -179,7 +256,9 @@ def test_an_attack_that_flips_nothing_or_everything_is_warned_about_once(eps, gr
             split = splitter(teachers.sl, task.id.test.images)
     assert split.fragile.all() if group == "fragile" else split.robust.all()
     (one,) = [str(warning.message) for warning in told if warning.category is SplitWarning]
-    assert one.startswith(f"PGDSplitter calls all images {group}, so the split tells nothing: {advice}")
+    assert one.startswith(
+        f"PGDSplitter calls all images {group}, so the split tells nothing: {advice}"
+    )
 
 
 def test_evaluation_data_of_nan_leaves_training_bit_identical(preset, task):
@@ -191,13 +270,27 @@ def test_evaluation_data_of_nan_leaves_training_bit_identical(preset, task):
             for domain in (pair.task.id, pair.task.ood):
                 domain.test.images.fill_(float("nan"))
                 domain.test.labels.fill_(-1)
-        students = [(baseline, student) for baseline in BASELINES for student in ("sl-plain", "ntl-plain", "ntl-ckd", "ntl-atesc")]
-        found.append([weights(pair.sl), weights(pair.ntl), *(weights(distil_student(preset, pair, student, baseline).result.student) for baseline, student in students)])
+        students = [
+            (baseline, student)
+            for baseline in BASELINES
+            for student in ("sl-plain", "ntl-plain", "ntl-ckd", "ntl-atesc")
+        ]
+        found.append(
+            [
+                weights(pair.sl),
+                weights(pair.ntl),
+                *(
+                    weights(distil_student(preset, pair, student, baseline).result.student)
+                    for baseline, student in students
+                ),
+            ]
+        )
     assert found[0] == found[1] and len(found[0]) == 14
 
 
 def test_an_evaluation_cannot_disturb_training(teachers):
     """One that draws random numbers, changes modes and seeds, and leaves NaN behind in what it was given to look at."""
+
     def evaluate(student):
         torch.manual_seed(1)
         torch.rand(5)
@@ -208,6 +301,15 @@ def test_an_evaluation_cannot_disturb_training(teachers):
 
     def trained(evaluate):
         dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=16))
-        return weights(distill(teachers.ntl, SmallVGG("8 M 8", 4, seed=1), synthesizer=dfq, iterations=6, evaluate=evaluate, eval_every=1).student)
+        return weights(
+            distill(
+                teachers.ntl,
+                SmallVGG("8 M 8", 4, seed=1),
+                synthesizer=dfq,
+                iterations=6,
+                evaluate=evaluate,
+                eval_every=1,
+            ).student
+        )
 
     assert trained(evaluate) == trained(None)

@@ -1,4 +1,5 @@
 """Grids of students: what is run, what is kept, and every paper task from files to records."""
+
 import json
 from dataclasses import replace
 
@@ -6,26 +7,33 @@ import pytest
 import torch
 from test_domains import any_checksum, write_folders, write_stand_in  # noqa: F401, any_checksum is a fixture
 
-from atesc.cmi import CMIConfig
-from atesc.core import ConfigError
-from atesc.records import load_records
-from atesc.decoy import DecoyConfig
-from atesc.distill import DistillConfig
-from atesc.escape import ATEsc
-from atesc.experiment import Teachers, plan_grid, run_grid
-from atesc.nayer import NAYERConfig
-from atesc.presets import BASELINES, PRESETS, load_preset, synthesizer_for
-from atesc.synthesis import DFQ, DFQConfig
-from atesc.tasks import TASKS, load_task
-from atesc.teacher import TeacherConfig
+from atesc.data.tasks import TASKS, load_task
+from atesc.inside.errors import ConfigError
+from atesc.inside.records import load_records
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import DistillConfig
+from atesc.method.objectives import ATEsc
+from atesc.study.grid import Teachers, plan_grid, run_grid
+from atesc.study.presets import BASELINES, PRESETS, load_preset, synthesizer_for
+from atesc.synthesis.cmi import CMIConfig
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.nayer import NAYERConfig
+from atesc.teachers.training import TeacherConfig
 
 FEW = DistillConfig(student_steps=1, batch_size=4, pool=16)
 TINY = dict(
-    teacher=TeacherConfig(epochs=1, batch_size=8), generator_width=4, dfq=DFQConfig(batch_size=4), iterations=1, rounds=1, distill=FEW,
-    round_distill=replace(FEW, shift=1), synthetic_images=8,
-    cmi=CMIConfig(steps=1, batch_size=4, bank=8), nayer=NAYERConfig(steps=1, batch_size=4),
+    teacher=TeacherConfig(epochs=1, batch_size=8),
+    generator_width=4,
+    dfq=DFQConfig(batch_size=4),
+    iterations=1,
+    rounds=1,
+    distill=FEW,
+    round_distill=replace(FEW, shift=1),
+    synthetic_images=8,
+    cmi=CMIConfig(steps=1, batch_size=4, bank=8),
+    nayer=NAYERConfig(steps=1, batch_size=4),
     atesc=ATEsc(decoy=DecoyConfig(probe=1, per_class=2, batch_size=4, width=4)),
-)  # fmt: skip
+)
 
 
 def stand_ins(task, root):
@@ -45,10 +53,19 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
     settings = load_preset("paper", teacher_network="8 M 8 M 8", student_network="8 M 8", **TINY)
     records = run_grid("paper", settings, plan_grid([task], [0], ["dfq"]), tmp_path)
-    assert [(r["teacher"], r["method"]) for r in records] == [("sl", "plain"), ("ntl", "plain"), ("ntl", "ckd"), ("ntl", "atesc")]
+    assert [(r["teacher"], r["method"]) for r in records] == [
+        ("sl", "plain"),
+        ("ntl", "plain"),
+        ("ntl", "ckd"),
+        ("ntl", "atesc"),
+    ]
     measure = {"close-set": "mislead", "open-set": "olacc", "backdoor": "asr"}[TASKS[task]]
     for record in records:
-        assert record["kind"] == TASKS[task] and 0 <= record[measure] <= 100 and 0 <= record["teacher_iacc"] <= 100
+        assert (
+            record["kind"] == TASKS[task]
+            and 0 <= record[measure] <= 100
+            and 0 <= record["teacher_iacc"] <= 100
+        )
         assert record["config"]["size"] == 64
 
 
@@ -56,10 +73,16 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
 def test_full_networks_with_every_baseline(pair, tmp_path, any_checksum, monkeypatch):  # noqa: F811
     stand_ins("cifar10+sig", tmp_path / "data")
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
-    settings = load_preset("paper", size=32, teacher_network=pair[0], student_network=pair[1], **TINY)
-    records = run_grid("paper", settings, plan_grid(["cifar10+sig"], [0], BASELINES, ["ntl-atesc"]), tmp_path)
+    settings = load_preset(
+        "paper", size=32, teacher_network=pair[0], student_network=pair[1], **TINY
+    )
+    records = run_grid(
+        "paper", settings, plan_grid(["cifar10+sig"], [0], BASELINES, ["ntl-atesc"]), tmp_path
+    )
     assert [r["baseline"] for r in records] == list(BASELINES)
-    assert all((r["config"]["teacher_network"], r["config"]["student_network"]) == pair for r in records)
+    assert all(
+        (r["config"]["teacher_network"], r["config"]["student_network"]) == pair for r in records
+    )
 
 
 def test_the_presets_name_every_task_of_the_study():
@@ -70,7 +93,7 @@ def test_the_presets_name_every_task_of_the_study():
 
 def test_a_grid_goes_on_where_it_stopped(preset, tmp_path, monkeypatch):
     """Interrupted after two students: they are kept, and a second call runs the other two, on the teachers that were kept."""
-    from atesc import experiment
+    from atesc.study import grid as experiment
 
     cells = plan_grid(["debug->debug_ood"], [0], ["dfq"])
     whole = run_grid("demo", preset, cells, tmp_path / "whole")
@@ -98,7 +121,10 @@ def test_a_grid_goes_on_where_it_stopped(preset, tmp_path, monkeypatch):
     assert parts[:2] == kept
 
     def timeless(records):
-        return [{k: v for k, v in record.items() if k not in ("seconds", "finished")} for record in records]
+        return [
+            {k: v for k, v in record.items() if k not in ("seconds", "finished")}
+            for record in records
+        ]
 
     assert timeless(parts) == timeless(whole)
 
@@ -106,21 +132,39 @@ def test_a_grid_goes_on_where_it_stopped(preset, tmp_path, monkeypatch):
 def test_another_configuration_is_another_student(preset, tmp_path):
     cells = plan_grid(["debug->debug_ood"], [0], ["dfq"], ["ntl-plain"])
     (one,) = run_grid("demo", preset, cells, tmp_path)
-    (two,) = run_grid("demo", replace(preset, atesc=replace(preset.atesc, forget=0.7)), cells, tmp_path)
+    (two,) = run_grid(
+        "demo", replace(preset, atesc=replace(preset.atesc, forget=0.7)), cells, tmp_path
+    )
     assert one == two, "ATEsc's settings do not concern a plain student"
     (three,) = run_grid("demo", replace(preset, iterations=11), cells, tmp_path)
     assert three["iterations"] == 11 and len(load_records(tmp_path)) == 2
 
 
 def test_a_kept_teacher_belongs_to_its_data(preset, tmp_path):
-    tasks = [load_task(name, 8) for name in ("debug->debug_ood", "debug->debug_open", "debug+badnets_square")]
+    tasks = [
+        load_task(name, 8)
+        for name in ("debug->debug_ood", "debug->debug_open", "debug+badnets_square")
+    ]
     pairs = [Teachers(preset, task, 0, folder=tmp_path) for task in tasks]
-    assert len({pair.path("sl") for pair in pairs}) == 1 and len({pair.path("ntl") for pair in pairs}) == 3
-    assert len({Teachers(preset, tasks[0], seed, folder=tmp_path).path("sl") for seed in range(3)}) == 3
-    dark = replace(tasks[0], id=replace(tasks[0].id, train=replace(tasks[0].id.train, images=tasks[0].id.train.images / 2)))
+    assert (
+        len({pair.path("sl") for pair in pairs}) == 1
+        and len({pair.path("ntl") for pair in pairs}) == 3
+    )
+    assert (
+        len({Teachers(preset, tasks[0], seed, folder=tmp_path).path("sl") for seed in range(3)})
+        == 3
+    )
+    dark = replace(
+        tasks[0],
+        id=replace(
+            tasks[0].id, train=replace(tasks[0].id.train, images=tasks[0].id.train.images / 2)
+        ),
+    )
     assert Teachers(preset, dark, 0, folder=tmp_path).path("sl") != pairs[0].path("sl")
     assert torch.equal(pairs[0].sl.classifier.weight, pairs[1].sl.classifier.weight)
-    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"} and len(list(tmp_path.iterdir())) == 2
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"} and len(
+        list(tmp_path.iterdir())
+    ) == 2
 
 
 def test_generators_that_do_not_fit_say_so(preset):
@@ -130,12 +174,23 @@ def test_generators_that_do_not_fit_say_so(preset):
     with pytest.raises(ConfigError, match="unknown generator 'bigan'.*Did you mean 'biggan'"):
         load_preset("debug", generator="bigan")
     big = load_preset("debug", generator="biggan")
-    assert [type(synthesizer_for(big, b, 4, 0).generator).__name__ for b in BASELINES] == ["BigGANGenerator", "BigGANGenerator", "NoisyGenerator"]
+    assert [type(synthesizer_for(big, b, 4, 0).generator).__name__ for b in BASELINES] == [
+        "BigGANGenerator",
+        "BigGANGenerator",
+        "NoisyGenerator",
+    ]
 
 
 def test_records_are_plain_json(preset, tmp_path):
-    run_grid("demo", preset, plan_grid(["debug->debug_open"], [0], ["nayer"], ["sl-plain"]), tmp_path)
+    run_grid(
+        "demo", preset, plan_grid(["debug->debug_open"], [0], ["nayer"], ["sl-plain"]), tmp_path
+    )
     (line,) = (tmp_path / "records.jsonl").read_text().splitlines()
     record = json.loads(line)
-    assert record["olacc"] is not None and record["oacc"] is None and record["mislead"] is None and record["teacher_olacc"] is not None
+    assert (
+        record["olacc"] is not None
+        and record["oacc"] is None
+        and record["mislead"] is None
+        and record["teacher_olacc"] is not None
+    )
     assert len(line) < 10_000

@@ -1,4 +1,5 @@
 """Downloads from a server that may do anything, as a user meets them: whole and checked, or absent with a sentence."""
+
 import gzip
 import hashlib
 import io
@@ -16,13 +17,13 @@ import numpy as np
 import pytest
 from test_domains import any_checksum, write_stand_in  # noqa: F401, any_checksum is a fixture
 
-from atesc import fetch as module
-from atesc.cli import main
-from atesc.core import ConfigError, MissingData
-from atesc.domains import load_domain
-from atesc.fetch import DownloadError, fetch
-from atesc.files import StorageError
-from atesc.sources import SOURCES, Remote, download
+from atesc.app.cli import main
+from atesc.data.domains import load_domain
+from atesc.data.sources import SOURCES, Remote, download
+from atesc.inside import fetch as module
+from atesc.inside.errors import ConfigError, MissingData
+from atesc.inside.fetch import DownloadError, fetch
+from atesc.inside.files import StorageError
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -37,9 +38,21 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.log = {"/file": CONTENT}, []
-        self.ranges, self.declared, self.undeclared = True, None, False  # knows ranges; a Content-Length that is not true; has none
-        self.stop_after, self.stall, self.drip = [], 0.0, 0.0  # bytes sent before it breaks off, answer by answer; seconds it sleeps then, or between blocks
-        self.status, self.location, self.content_range = [], None, None  # answers before the honest one; a redirect; a false Content-Range
+        self.ranges, self.declared, self.undeclared = (
+            True,
+            None,
+            False,
+        )  # knows ranges; a Content-Length that is not true; has none
+        self.stop_after, self.stall, self.drip = (
+            [],
+            0.0,
+            0.0,
+        )  # bytes sent before it breaks off, answer by answer; seconds it sleeps then, or between blocks
+        self.status, self.location, self.content_range = (
+            [],
+            None,
+            None,
+        )  # answers before the honest one; a redirect; a false Content-Range
 
     def url(self, path="/file"):
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -69,7 +82,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(416)
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", it.content_range or f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header(
+                "Content-Range",
+                it.content_range or f"bytes {start}-{len(content) - 1}/{len(content)}",
+            )
         if not it.undeclared:
             self.send_header("Content-Length", str(it.declared or len(content) - start))
         self.end_headers()
@@ -101,7 +117,9 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
-@pytest.mark.parametrize("checksum", [MD5, hashlib.sha256(CONTENT).hexdigest()], ids=["md5", "sha256"])
+@pytest.mark.parametrize(
+    "checksum", [MD5, hashlib.sha256(CONTENT).hexdigest()], ids=["md5", "sha256"]
+)
 def test_a_download_is_whole_and_is_made_once(checksum, server, tmp_path, capfd):
     path = fetch(server.url(), tmp_path / "new/file", checksum, MOST)
     assert path.read_bytes() == CONTENT and left(tmp_path / "new") == ["file"]
@@ -119,7 +137,9 @@ def test_what_is_there_needs_no_writing(server, tmp_path):
 def test_a_damaged_file_is_replaced_in_the_end_only(server, tmp_path):
     (tmp_path / "file").write_bytes(b"old")
     server.stop_after = [300_000]
-    with pytest.raises(DownloadError, match="broke off after 300,000 of 1,000,000 bytes; what came is kept"):
+    with pytest.raises(
+        DownloadError, match="broke off after 300,000 of 1,000,000 bytes; what came is kept"
+    ):
         fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1)
     assert (tmp_path / "file").read_bytes() == b"old" and left(tmp_path) == [".file.part", "file"]
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
@@ -133,7 +153,11 @@ def test_an_interrupted_download_goes_on(in_one_call, server, tmp_path):
         with pytest.raises(DownloadError):
             fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1)
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
-    assert [entry[1:] for entry in server.log] == [[None, 300_000], ["bytes=300000-", 200_000], ["bytes=500000-", 500_000]]
+    assert [entry[1:] for entry in server.log] == [
+        [None, 300_000],
+        ["bytes=300000-", 200_000],
+        ["bytes=500000-", 500_000],
+    ]
 
 
 def test_where_no_length_is_declared_the_checksum_finds_the_end_missing(server, tmp_path):
@@ -150,14 +174,18 @@ def test_a_server_without_ranges_sends_everything_again(server, tmp_path):
     assert [entry[2] for entry in server.log] == [300_000, 1_000_000]
 
 
-@pytest.mark.parametrize("given", ["bytes 0-999999/1000000", "bytes 300001-999999/1000000", "nonsense", "bytes -5-9/10"])
+@pytest.mark.parametrize(
+    "given", ["bytes 0-999999/1000000", "bytes 300001-999999/1000000", "nonsense", "bytes -5-9/10"]
+)
 def test_another_range_than_asked_for_is_not_appended(given, server, tmp_path):
     server.stop_after, server.content_range = [300_000], given
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
     assert [entry[1] for entry in server.log] == [None, "bytes=300000-", None]
 
 
-@pytest.mark.parametrize("part", [b"x" * 300_000, b"x" * 1_000_000, b"x" * 1_500_000], ids=["short", "as long", "longer"])
+@pytest.mark.parametrize(
+    "part", [b"x" * 300_000, b"x" * 1_000_000, b"x" * 1_500_000], ids=["short", "as long", "longer"]
+)
 def test_a_part_of_another_file_is_thrown_away(part, server, tmp_path):
     (tmp_path / ".file.part").write_bytes(part)
     assert fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1).read_bytes() == CONTENT
@@ -204,9 +232,14 @@ def test_nobody_listens(tmp_path, monkeypatch):
 
 
 def test_another_file_than_the_published_one_is_removed(server, tmp_path):
-    with pytest.raises(DownloadError, match=f"gives another file than the published one: its md5 is {MD5}, expected {'0' * 32}"):
+    with pytest.raises(
+        DownloadError,
+        match=f"gives another file than the published one: its md5 is {MD5}, expected {'0' * 32}",
+    ):
         fetch(server.url(), tmp_path / "file", "0" * 32, MOST)
-    assert left(tmp_path) == [] and len(server.log) == 1, "a whole file that is wrong is not asked for again"
+    assert left(tmp_path) == [] and len(server.log) == 1, (
+        "a whole file that is wrong is not asked for again"
+    )
 
 
 def test_a_body_that_is_cut_short(server, tmp_path):
@@ -215,11 +248,15 @@ def test_a_body_that_is_cut_short(server, tmp_path):
         fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1)
 
 
-@pytest.mark.parametrize("declared, undeclared, sent", [(None, False, 0), (None, True, 800_000), (700_000, False, 0)])
+@pytest.mark.parametrize(
+    "declared, undeclared, sent", [(None, False, 0), (None, True, 800_000), (700_000, False, 0)]
+)
 def test_a_body_that_is_too_large(declared, undeclared, sent, server, tmp_path):
     """It is not read when it is declared, and not to its end when it is not."""
     server.declared, server.undeclared, server.drip = declared, undeclared, 0.01
-    with pytest.raises(DownloadError, match="gives more than the 500,000 bytes that the file may have"):
+    with pytest.raises(
+        DownloadError, match="gives more than the 500,000 bytes that the file may have"
+    ):
         fetch(server.url(), tmp_path / "file", MD5, 500_000)
     assert left(tmp_path) == [] and len(server.log) == 1
     time.sleep(0.1)
@@ -232,7 +269,9 @@ def test_a_body_that_is_longer_than_declared(server, tmp_path):
         fetch(server.url(), tmp_path / "file", MD5, MOST)
 
 
-@pytest.mark.parametrize("status, asked", [(404, 1), (403, 1), (410, 1), (503, 3), (500, 3), (429, 3), (204, 1)])
+@pytest.mark.parametrize(
+    "status, asked", [(404, 1), (403, 1), (410, 1), (503, 3), (500, 3), (429, 3), (204, 1)]
+)
 def test_a_server_that_has_nothing(status, asked, server, tmp_path):
     server.status = [status] * 9
     with pytest.raises(DownloadError, match=f"/file cannot be had: the server answers {status}"):
@@ -245,7 +284,9 @@ def test_a_server_that_is_busy_for_a_moment(server, tmp_path):
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("where", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "where", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://127.0.0.1/"]
+)
 def test_a_redirect_to_anything_but_http(where, server, tmp_path):
     server.location = where
     with pytest.raises(DownloadError, match="/file cannot be had"):
@@ -261,7 +302,21 @@ def test_redirects(server, tmp_path):
         fetch(server.url(), tmp_path / "other", MD5, MOST)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "/etc/passwd", "", "ftp://x/y", "http://", "http:///x", "http://x/a b", "http://x/\nHost: y", "HTTP:x", 7])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "",
+        "ftp://x/y",
+        "http://",
+        "http:///x",
+        "http://x/a b",
+        "http://x/\nHost: y",
+        "HTTP:x",
+        7,
+    ],
+)
 def test_addresses_that_are_none(url, tmp_path):
     with pytest.raises(ConfigError, match="url must begin with http:// or https://"):
         fetch([url], tmp_path / "file", MD5, MOST)
@@ -278,22 +333,34 @@ def test_mirrors_are_tried_in_turn(server, tmp_path):
     urls = [server.url(path) for path in ("/gone", "/wrong", "/file")]
     assert fetch(urls, tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
     assert [entry[0] for entry in server.log] == ["/gone", "/wrong", "/file"]
-    with pytest.raises(DownloadError, match="/gone cannot be had: the server answers 404 Not Found; .*/wrong gives another file"):
+    with pytest.raises(
+        DownloadError,
+        match="/gone cannot be had: the server answers 404 Not Found; .*/wrong gives another file",
+    ):
         fetch(urls[:2], tmp_path / "other", MD5, MOST)
 
 
 def test_no_room(server, tmp_path):
     (tmp_path / "blocked").write_bytes(b"")
-    with pytest.raises(StorageError, match="a part of the path is a file, not a folder|a file of that name is in the way"):
+    with pytest.raises(
+        StorageError,
+        match="a part of the path is a file, not a folder|a file of that name is in the way",
+    ):
         fetch(server.url(), tmp_path / "blocked/file", MD5, MOST)
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
     done = run(limit + call(server, tmp_path))
-    assert done.returncode == 1 and "cannot be written to: File too large" in done.stderr.splitlines()[-1]
-    assert left(tmp_path) == [".file.part", "blocked"] and fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
+    assert (
+        done.returncode == 1
+        and "cannot be written to: File too large" in done.stderr.splitlines()[-1]
+    )
+    assert (
+        left(tmp_path) == [".file.part", "blocked"]
+        and fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
+    )
 
 
 def call(server, folder, **given):
-    return f"from atesc.fetch import fetch; fetch({server.url()!r}, {str(folder / 'file')!r}, {MD5!r}, {MOST}, **{given})"
+    return f"from atesc.inside.fetch import fetch; fetch({server.url()!r}, {str(folder / 'file')!r}, {MD5!r}, {MOST}, **{given})"
 
 
 def run(code):
@@ -311,7 +378,9 @@ def until(condition):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(how, server, tmp_path):
     server.stop_after, server.stall = [400_000], 600.0
-    process = subprocess.Popen([sys.executable, "-c", call(server, tmp_path)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", call(server, tmp_path)], stderr=subprocess.DEVNULL
+    )
     part = tmp_path / ".file.part"
     until(lambda: part.exists() and part.stat().st_size >= 300_000)
     process.send_signal(how)
@@ -319,21 +388,33 @@ def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(how, server, tm
     kept = part.stat().st_size
     assert 300_000 <= kept <= 400_000
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
-    assert [entry[1] for entry in server.log] == [None, f"bytes={kept}-"] and server.log[1][2] == len(CONTENT) - kept
+    assert [entry[1] for entry in server.log] == [None, f"bytes={kept}-"] and server.log[1][
+        2
+    ] == len(CONTENT) - kept
 
 
 def test_two_processes_at_once_get_one_file(server, tmp_path):
     server.drip = 0.05  # a second in all
-    both = [subprocess.Popen([sys.executable, "-c", call(server, tmp_path)], stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", call(server, tmp_path)], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert (tmp_path / "file").read_bytes() == CONTENT and [entry[1:] for entry in server.log] == [[None, len(CONTENT)]]
+    assert (tmp_path / "file").read_bytes() == CONTENT and [entry[1:] for entry in server.log] == [
+        [None, len(CONTENT)]
+    ]
     assert left(tmp_path) == ["file"]
 
 
 def test_one_that_waits_too_long_says_so(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WAIT", 0.1)
-    with module.locked(tmp_path / "file"), pytest.raises(StorageError, match="another process is downloading it; wait until it is done"):
+    with (
+        module.locked(tmp_path / "file"),
+        pytest.raises(
+            StorageError, match="another process is downloading it; wait until it is done"
+        ),
+    ):
         fetch(server.url(), tmp_path / "file", MD5, MOST)
 
 
@@ -342,7 +423,11 @@ def test_what_a_server_says_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setitem(Handler.responses, 404, ("\x1b[2J gone " + "x" * 500, ""))
     with pytest.raises(DownloadError) as found:
         fetch(server.url("/gone"), tmp_path / "file", MD5, MOST)
-    assert str(found.value).isprintable() and "\\x1b[2J gone xxx" in str(found.value) and len(str(found.value)) < 400
+    assert (
+        str(found.value).isprintable()
+        and "\\x1b[2J gone xxx" in str(found.value)
+        and len(str(found.value)) < 400
+    )
 
 
 # The data sets
@@ -366,7 +451,14 @@ def published(server, tmp_path, monkeypatch, any_checksum):
             else:
                 content = (made / remote.file).read_bytes()
             server.files[f"/{name}/{remote.file}"] = content
-            remotes.append(Remote((server.url("/gone"), server.url(f"/{name}/{remote.file}")), remote.file, hashlib.md5(content).hexdigest(), remote.becomes))
+            remotes.append(
+                Remote(
+                    (server.url("/gone"), server.url(f"/{name}/{remote.file}")),
+                    remote.file,
+                    hashlib.md5(content).hexdigest(),
+                    remote.becomes,
+                )
+            )
         monkeypatch.setitem(SOURCES, name, replace(source, remotes=tuple(remotes)))
     return tmp_path / "made"
 
@@ -387,7 +479,10 @@ def test_every_data_set_can_be_downloaded_and_read(name, published, server, tmp_
 
 def test_the_published_sums_are_those_of_torchvision():
     for name, source in SOURCES.items():
-        assert all(len(remote.md5) == 32 and all(url.startswith("http") for url in remote.urls) for remote in source.remotes), name
+        assert all(
+            len(remote.md5) == 32 and all(url.startswith("http") for url in remote.urls)
+            for remote in source.remotes
+        ), name
         if not source.sums:
             continue
         files = set(source.sums)
@@ -404,7 +499,9 @@ def test_an_interrupted_data_set_goes_on(published, server, tmp_path):
         download("mnist", tmp_path / "data")
     with pytest.raises(MissingData, match="train-images-idx3-ubyte is missing"):
         load_domain("mnist", 16, tmp_path / "data")
-    (tmp_path / "data" / third.file).with_name(f".{third.file.split('/')[-1]}.part").write_bytes(content[:100])
+    (tmp_path / "data" / third.file).with_name(f".{third.file.split('/')[-1]}.part").write_bytes(
+        content[:100]
+    )
     server.files[f"/mnist/{third.file}"] = content
     server.log.clear()
     download("mnist", tmp_path / "data")

@@ -1,4 +1,5 @@
 """Generators of both kinds, alone and trained by DFQ."""
+
 import copy
 import warnings
 
@@ -7,16 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atesc.core import ConfigError
-from atesc.distill import DistillWarning, distill
-from atesc.escape import ATEsc, PlainKD
-from atesc.generator import BigGANGenerator, DCGANGenerator, synthesise
-from atesc.networks import SmallVGG, frozen, observe
-from atesc.synthesis import DFQ, DFQConfig, balance, batchnorm_loss, kl_divergence
+from atesc.inside.errors import ConfigError
+from atesc.method.distill import distill
+from atesc.method.objectives import ATEsc, PlainKD
+from atesc.method.watch import DistillWarning
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import BigGANGenerator, DCGANGenerator, synthesise
+from atesc.synthesis.losses import balance, batchnorm_loss, kl_divergence
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import frozen, observe
 
 GENERATORS = {
     "dcgan": lambda size=8, seed=0: DCGANGenerator(size, latent_dim=16, width=8, seed=seed),
-    "biggan": lambda size=8, seed=0: BigGANGenerator(size, latent_dim=16, width=8, num_classes=4, seed=seed),
+    "biggan": lambda size=8, seed=0: BigGANGenerator(
+        size, latent_dim=16, width=8, num_classes=4, seed=seed
+    ),
 }
 every_generator = pytest.mark.parametrize("make", GENERATORS.values(), ids=GENERATORS)
 
@@ -47,7 +53,10 @@ def test_shape_and_range(make, size, training):
     assert (labels is not None) == generator.conditional
 
 
-@pytest.mark.parametrize("size, start, blocks", [(8, 2, 2), (12, 3, 2), (16, 4, 2), (28, 7, 2), (32, 4, 3), (48, 12, 2), (64, 4, 4)])
+@pytest.mark.parametrize(
+    "size, start, blocks",
+    [(8, 2, 2), (12, 3, 2), (16, 4, 2), (28, 7, 2), (32, 4, 3), (48, 12, 2), (64, 4, 4)],
+)
 def test_blocks_by_size(size, start, blocks):
     generator = BigGANGenerator(size, channels=1, latent_dim=4, width=2, num_classes=3)
     assert generator.start[1:] == (start, start) and len(generator.blocks) == blocks
@@ -107,7 +116,10 @@ def test_every_block_is_told_the_class():
         for block in generator.blocks:
             for norm in (block.norm1, block.norm2):
                 norm.affine.weight[:, generator.latent_dim :] = 0
-        assert torch.equal(generator(z, torch.zeros(3, dtype=torch.long)), generator(z, torch.ones(3, dtype=torch.long)))
+        assert torch.equal(
+            generator(z, torch.zeros(3, dtype=torch.long)),
+            generator(z, torch.ones(3, dtype=torch.long)),
+        )
 
 
 def test_labels_are_uniform_or_as_asked_for():
@@ -121,7 +133,14 @@ def test_labels_are_uniform_or_as_asked_for():
 
 @pytest.mark.parametrize(
     "labels",
-    [torch.tensor([0, 1]), torch.tensor([0, 1, 4]), torch.tensor([0, -1, 2]), torch.rand(3), torch.tensor([True] * 3), torch.zeros(3, 1).long()],
+    [
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1, 4]),
+        torch.tensor([0, -1, 2]),
+        torch.rand(3),
+        torch.tensor([True] * 3),
+        torch.zeros(3, 1).long(),
+    ],
     ids=["too few", "too large", "negative", "float", "bool", "column"],
 )
 def test_wrong_labels(labels):
@@ -132,7 +151,10 @@ def test_wrong_labels(labels):
 @pytest.mark.parametrize("make", [GENERATORS["dcgan"], Foreign])
 def test_an_unconditional_generator_refuses_labels(make):
     generator = make()
-    with pytest.raises(ValueError, match=f"{type(generator).__name__} is unconditional and cannot make images of given labels"):
+    with pytest.raises(
+        ValueError,
+        match=f"{type(generator).__name__} is unconditional and cannot make images of given labels",
+    ):
         synthesise(generator, 3, torch.zeros(3, dtype=torch.long))
 
 
@@ -145,7 +167,9 @@ def test_a_foreign_generator_is_unconditional(teachers):
 
 def by_hand(generator, teacher, student, steps, config):
     """DFQ as one plain loop; the images of each step. For an unconditional generator this is the form that the records were made with."""
-    optimizer = torch.optim.Adam(generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True)
+    optimizer = torch.optim.Adam(
+        generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
+    )
     found = []
     for _ in range(steps):
         z = torch.randn(config.batch_size, generator.latent_dim)
@@ -179,9 +203,15 @@ def test_dfq_is_the_plain_loop_bit_for_bit(make, teachers):
         expected, next_expected = by_hand(theirs, teachers.ntl, student, 6, config), torch.rand(4)
         torch.manual_seed(11)
         synthesizer = DFQ(mine, config)
-        images, next_number = [synthesizer.update(teachers.ntl, student).images for _ in range(6)], torch.rand(4)
+        images, next_number = (
+            [synthesizer.update(teachers.ntl, student).images for _ in range(6)],
+            torch.rand(4),
+        )
     assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
     assert torch.equal(next_number, next_expected)
 
 
@@ -193,7 +223,11 @@ def test_sample_is_one_draw(make):
     images = DFQ(generator).sample(9)
     torch.manual_seed(3)
     with torch.no_grad():
-        expected = twin(twin.latent(9), torch.randint(4, (9,))) if twin.conditional else twin(twin.latent(9))
+        expected = (
+            twin(twin.latent(9), torch.randint(4, (9,)))
+            if twin.conditional
+            else twin(twin.latent(9))
+        )
     assert torch.equal(images, expected) and not images.requires_grad
 
 
@@ -209,18 +243,32 @@ def test_dfq_distils_on_the_debug_task(make, objective, teachers):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no term of the loss is dropped
         warnings.simplefilter("ignore", DistillWarning)  # that it is in a trap is true
-        result = distill(teachers.ntl, student, synthesizer=synthesizer, objective=objective(), iterations=30)
+        result = distill(
+            teachers.ntl, student, synthesizer=synthesizer, objective=objective(), iterations=30
+        )
     assert mismatch() < before
-    assert all(torch.isfinite(p).all() for p in [*result.student.parameters(), *synthesizer.generator.parameters()])
+    assert all(
+        torch.isfinite(p).all()
+        for p in [*result.student.parameters(), *synthesizer.generator.parameters()]
+    )
 
 
 def test_the_generator_learns_the_classes_asked_for(teachers):
-    generator, student, labels = GENERATORS["biggan"](), SmallVGG("8 M 8", 4, seed=1), torch.arange(128) % 4
+    generator, student, labels = (
+        GENERATORS["biggan"](),
+        SmallVGG("8 M 8", 4, seed=1),
+        torch.arange(128) % 4,
+    )
     synthesizer = DFQ(generator)
 
     def obeyed():
         with torch.no_grad():
-            return (teachers.sl(synthesise(generator, 128, labels)[0]).argmax(1) == labels).float().mean().item()
+            return (
+                (teachers.sl(synthesise(generator, 128, labels)[0]).argmax(1) == labels)
+                .float()
+                .mean()
+                .item()
+            )
 
     with frozen(teachers.sl):
         before = obeyed()
@@ -231,5 +279,10 @@ def test_the_generator_learns_the_classes_asked_for(teachers):
 
 def test_classes_of_generator_and_teacher_must_agree():
     generator, teacher = GENERATORS["biggan"](), SmallVGG("8 M 8", 7)
-    with frozen(teacher), pytest.raises(ValueError, match="the generator makes images of 4 classes, the teacher has 7"):
+    with (
+        frozen(teacher),
+        pytest.raises(
+            ValueError, match="the generator makes images of 4 classes, the teacher has 7"
+        ),
+    ):
         DFQ(generator).update(teacher, SmallVGG("8 M 8", 7))

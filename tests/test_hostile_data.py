@@ -1,4 +1,5 @@
 """Archives, idx files, image folders and published files of people who mean harm: a sentence within two seconds, and nothing else."""
+
 import bz2
 import gzip
 import io
@@ -21,13 +22,13 @@ from PIL import Image
 from test_domains import write_folders, write_stand_in
 from torchvision.datasets.utils import check_integrity
 
-from atesc import domains
-from atesc.cli import main
-from atesc.core import AtescError, ConfigError, InputError, MissingData
-from atesc.domains import class_folders, load_domain
-from atesc.files import StorageError
-from atesc.sources import SOURCES, read_idx
-from atesc.unpack import MOST_MEMBERS, ArchiveError, gunzip, unpack
+from atesc.app.cli import main
+from atesc.data import domains
+from atesc.data.domains import class_folders, load_domain
+from atesc.data.sources import SOURCES, read_idx
+from atesc.inside.errors import AtescError, ConfigError, InputError, MissingData
+from atesc.inside.files import StorageError
+from atesc.inside.unpack import MOST_MEMBERS, ArchiveError, gunzip, unpack
 
 MOST = 100_000_000  # bytes that an archive may unpack to
 SECONDS, MEGABYTES = 2.0, 200  # for a refusal
@@ -42,7 +43,10 @@ def tree(folder):
             continue
         info = path.lstat()
         content = path.read_bytes() if path.is_file() and info.st_size < 10**6 else info.st_size
-        found[str(path.relative_to(folder))] = (info.st_mode, os.readlink(path) if path.is_symlink() else content if not path.is_dir() else None)
+        found[str(path.relative_to(folder))] = (
+            info.st_mode,
+            os.readlink(path) if path.is_symlink() else content if not path.is_dir() else None,
+        )
     return found
 
 
@@ -55,7 +59,11 @@ class Watch:
         self.folder, self.expected = folder, pytest.raises(error, match=match)
 
     def __enter__(self):
-        self.before, self.memory, self.start = tree(self.folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, (time.process_time(), time.monotonic())
+        self.before, self.memory, self.start = (
+            tree(self.folder),
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            (time.process_time(), time.monotonic()),
+        )
         return self.expected.__enter__()
 
     def __exit__(self, *raised):
@@ -65,7 +73,9 @@ class Watch:
         said = str(raised[1])
         Watch.slowest = max(Watch.slowest, (seconds, said[:150]))
         assert said.isprintable() and len(said) < 1500, said
-        assert seconds < SECONDS and waited < 10 * SECONDS, "of work, and on a machine that has other work as well"
+        assert seconds < SECONDS and waited < 10 * SECONDS, (
+            "of work, and on a machine that has other work as well"
+        )
         assert memory < MEGABYTES * 1000, memory
         assert tree(self.folder) == self.before
         return True
@@ -117,7 +127,8 @@ TARS = {
     "only parent": entry(".."),
     "parent with a blank": entry(".. /escaped"),
     "parent in a long name": pax(path=b"../escaped") + entry("harmless"),
-    "parent in a GNU long name": entry("long", b"../escaped\0", type=tarfile.GNUTYPE_LONGNAME) + entry("harmless"),
+    "parent in a GNU long name": entry("long", b"../escaped\0", type=tarfile.GNUTYPE_LONGNAME)
+    + entry("harmless"),
     "backslashes": entry("..\\..\\escaped"),
     "drive": entry("C:escaped"),
     "stream": entry("file:stream"),
@@ -154,7 +165,10 @@ TARS = {
     "size that is no number": pax(size=b"many") + entry("x"),
     "8 GB declared": header("large", 2**33 - 1) + EVIL,
     "a million TB declared": header("large", 2**60) + EVIL,
-    "many files of 60 MB declared": entry("one") + header("two", 60_000_000) + bytes(60_000_000 // 512 * 512 + 512) + header("three", 60_000_000),
+    "many files of 60 MB declared": entry("one")
+    + header("two", 60_000_000)
+    + bytes(60_000_000 // 512 * 512 + 512)
+    + header("three", 60_000_000),
     "folder with 8 GB declared": header("large", 2**33 - 1, type=tarfile.DIRTYPE),
     "second header damaged": entry("one") + b"x" * 512,
     "a long name of 8 GB declared": header("long", 2**33 - 1, type=tarfile.GNUTYPE_LONGNAME) + EVIL,
@@ -186,7 +200,10 @@ def test_a_tar_that_is_cut_short_is_refused(cut, tmp_path):
     out, archive = arena(tmp_path, ".tar")
     whole = entry("one") + entry("two") + bytes(1024)
     archive.write_bytes(whole)
-    assert sorted(path.name for path in unpack(archive, out / "whole", MOST).iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in unpack(archive, out / "whole", MOST).iterdir()) == [
+        "one",
+        "two",
+    ]
     archive.write_bytes(whole[:cut])
     with Watch(tmp_path, ArchiveError):
         unpack(archive, out / "set", MOST)
@@ -282,19 +299,34 @@ def test_the_honest_ones_are_unpacked(tmp_path):
     archive.write_bytes(zip_with("folder/file", local="folder/file"))
     assert (unpack(archive, out / "zip", MOST) / "folder/file").read_bytes() == EVIL
     long = "a/" * 100 + "file"
-    tar = header("./", type=tarfile.DIRTYPE) + entry("./one/two") + pax(path=long.encode()) + entry("x") + pax(path="größe".encode()) + entry("y")
-    for k, packed in enumerate((tar + bytes(1024), gzip.compress(tar + bytes(1024)), bz2.compress(tar + bytes(1024)))):
+    tar = (
+        header("./", type=tarfile.DIRTYPE)
+        + entry("./one/two")
+        + pax(path=long.encode())
+        + entry("x")
+        + pax(path="größe".encode())
+        + entry("y")
+    )
+    for k, packed in enumerate(
+        (tar + bytes(1024), gzip.compress(tar + bytes(1024)), bz2.compress(tar + bytes(1024)))
+    ):
         archive.write_bytes(packed)
         folder = unpack(archive, out / f"tar{k}", len(EVIL) * 3)
-        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {"one/two", long, "größe"}
-        assert (folder / "one/two").read_bytes() == EVIL and os.stat(folder / "one/two").st_mode & 0o7111 == 0, "no modes of the archive's"
+        assert {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        } == {"one/two", long, "größe"}
+        assert (folder / "one/two").read_bytes() == EVIL and os.stat(
+            folder / "one/two"
+        ).st_mode & 0o7111 == 0, "no modes of the archive's"
 
 
 # Bombs
 
 
 ZEROS = zlib.compressobj(9, wbits=-15)
-ZEROS = ZEROS.compress(bytes(2**24)) + ZEROS.flush(zlib.Z_FULL_FLUSH)  # 16 MB; such blocks can follow one another
+ZEROS = ZEROS.compress(bytes(2**24)) + ZEROS.flush(
+    zlib.Z_FULL_FLUSH
+)  # 16 MB; such blocks can follow one another
 
 
 def gzip_of(start, blocks):
@@ -303,7 +335,9 @@ def gzip_of(start, blocks):
 
 
 def deflate_bomb(blocks=256):
-    packed = io.BytesIO(zip_with("zeros", b"", compress_size=len(ZEROS) * blocks + 2, file_size=blocks * 2**24))
+    packed = io.BytesIO(
+        zip_with("zeros", b"", compress_size=len(ZEROS) * blocks + 2, file_size=blocks * 2**24)
+    )
     data = packed.getvalue()
     start = 30 + len("zeros")
     content = ZEROS * blocks + b"\x03\x00"
@@ -315,16 +349,31 @@ def deflate_bomb(blocks=256):
 
 BOMBS = {
     "4 GB of zeros in a tar": lambda: gzip_of(header("zeros", 2**32), 256),
-    "4 GB in a tar, 1 byte declared": lambda: gzip.compress(header("large", 1)) + gzip.compress(b"x" * 2**24) * 256,
-    "a long name of 4 GB": lambda: gzip_of(header("long", 2**32, type=tarfile.GNUTYPE_LONGNAME), 256),
+    "4 GB in a tar, 1 byte declared": lambda: (
+        gzip.compress(header("large", 1)) + gzip.compress(b"x" * 2**24) * 256
+    ),
+    "a long name of 4 GB": lambda: gzip_of(
+        header("long", 2**32, type=tarfile.GNUTYPE_LONGNAME), 256
+    ),
     "an extended header of 4 GB": lambda: gzip_of(header("long", 2**32, type=tarfile.XHDTYPE), 256),
     "a global header of 4 GB": lambda: gzip_of(header("long", 2**32, type=tarfile.XGLTYPE), 256),
-    "a map of holes without end": lambda: gzip_of(sparse_map(), 0) + gzip.compress((b"00000000001\0" * 42 + b"\1" + bytes(7)) * 2**15) * 100,
-    "10**5 files": lambda: gzip.compress(b"".join(header(str(k)) for k in range(100_000)) + bytes(1024), 1),
-    "10**5 times the same folder": lambda: gzip.compress(header("a/", type=tarfile.DIRTYPE) * 100_000, 1),
-    "10**4 files in folders of their own": lambda: gzip.compress(b"".join(header("/".join(str(k).zfill(5)) * 9) for k in range(10_000)), 1),
+    "a map of holes without end": lambda: (
+        gzip_of(sparse_map(), 0)
+        + gzip.compress((b"00000000001\0" * 42 + b"\1" + bytes(7)) * 2**15) * 100
+    ),
+    "10**5 files": lambda: gzip.compress(
+        b"".join(header(str(k)) for k in range(100_000)) + bytes(1024), 1
+    ),
+    "10**5 times the same folder": lambda: gzip.compress(
+        header("a/", type=tarfile.DIRTYPE) * 100_000, 1
+    ),
+    "10**4 files in folders of their own": lambda: gzip.compress(
+        b"".join(header("/".join(str(k).zfill(5)) * 9) for k in range(10_000)), 1
+    ),
     "4 GB of zeros in a zip": deflate_bomb,
-    "zeros in bzip2": lambda: bz2.compress(header("zeros", 2**27)) + bz2.compress(bytes(2**24)) * 40,
+    "zeros in bzip2": lambda: (
+        bz2.compress(header("zeros", 2**27)) + bz2.compress(bytes(2**24)) * 40
+    ),
     "zeros in bzip2, a tar of nothing": lambda: bz2.compress(bytes(2**24)) * 40,
 }
 
@@ -349,14 +398,24 @@ def test_a_bomb_is_refused(name, tmp_path):
 def test_a_bomb_of_one_file_is_refused(tmp_path):
     out, archive = arena(tmp_path, ".gz")
     archive.write_bytes(gzip_of(b"", 256))
-    with Watch(tmp_path, ArchiveError, "a file in it has more than the 100,000,000 bytes that it may have"):
+    with Watch(
+        tmp_path, ArchiveError, "a file in it has more than the 100,000,000 bytes that it may have"
+    ):
         gunzip(archive, out / "file", MOST)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", b"\x1f\x8b", gzip.compress(EVIL)[:-9], gzip.compress(EVIL)[:-8] + bytes(8), gzip.compress(EVIL) + b"rubbish"],
+    "content",
+    [
+        b"",
+        b"text",
+        b"\x1f\x8b",
+        gzip.compress(EVIL)[:-9],
+        gzip.compress(EVIL)[:-8] + bytes(8),
+        gzip.compress(EVIL) + b"rubbish",
+    ],
     ids=["empty", "text", "two bytes", "cut off", "wrong checksum", "rubbish behind"],
-)  # fmt: skip
+)
 def test_a_damaged_gzip_is_refused(content, tmp_path):
     out, archive = arena(tmp_path, ".gz")
     archive.write_bytes(content)
@@ -381,7 +440,9 @@ def test_a_target_that_is_in_use_is_refused(tmp_path):
         unpack(tmp_path / "nothing.tar", out / "set", MOST)
     (out / ".elsewhere.unpacking").symlink_to(out)  # planted, or left behind
     assert [path.name for path in unpack(archive, out / "elsewhere", MOST).iterdir()] == ["one"]
-    assert (out / "precious").read_bytes() == b"mine" and not (out / ".elsewhere.unpacking").is_symlink()
+    assert (out / "precious").read_bytes() == b"mine" and not (
+        out / ".elsewhere.unpacking"
+    ).is_symlink()
 
 
 # idx files
@@ -444,10 +505,22 @@ def test_idx_labels_that_are_none_are_refused(tmp_path):
     raw = tmp_path / "MNIST/raw"
     assert idx_pair(raw) and load_domain("mnist", 28, tmp_path).train.labels.tolist() == [3, 4]
     for labels, match in (
-        (struct.pack(">II", 0x801, 3) + bytes(3), "holds 2 images, but train-labels-idx1-ubyte 3 labels"),
-        (struct.pack(">II", 0x801, 2) + bytes(3), f"{LABELS} must be 10 bytes long by its header, got 11"),
-        (struct.pack(">II", 0x801, 2) + bytes([3, 10]), "labels of mnist must be 0 to 9, got .3, 10"),
-        (images_of(), f"{LABELS} must be an idx file of bytes, shape ..N.. with N from 1 to 100000, got a header of 00000803"),
+        (
+            struct.pack(">II", 0x801, 3) + bytes(3),
+            "holds 2 images, but train-labels-idx1-ubyte 3 labels",
+        ),
+        (
+            struct.pack(">II", 0x801, 2) + bytes(3),
+            f"{LABELS} must be 10 bytes long by its header, got 11",
+        ),
+        (
+            struct.pack(">II", 0x801, 2) + bytes([3, 10]),
+            "labels of mnist must be 0 to 9, got .3, 10",
+        ),
+        (
+            images_of(),
+            f"{LABELS} must be an idx file of bytes, shape ..N.. with N from 1 to 100000, got a header of 00000803",
+        ),
     ):
         idx_pair(raw, labels=labels)
         with Watch(tmp_path, InputError, match):
@@ -461,7 +534,11 @@ def test_a_file_of_100_gb_is_not_read(tmp_path):
         load_domain("fashion_mnist", 16, tmp_path)
     write_folders(tmp_path / "own", ["cat", "dog"])
     os.truncate(tmp_path / "own/train/cat/0.png", 100 * 10**9)
-    with Watch(tmp_path, InputError, "cat/0.png cannot be read as an image: it is 100,000,000,000 bytes long"):
+    with Watch(
+        tmp_path,
+        InputError,
+        "cat/0.png cannot be read as an image: it is 100,000,000,000 bytes long",
+    ):
         load_domain(f"folder:{tmp_path / 'own'}", 16)
 
 
@@ -479,7 +556,10 @@ def test_what_old_versions_of_torchvision_kept_is_not_read(tmp_path):
     (tmp_path / "MNIST/processed").mkdir()
     for part in ("training.pt", "test.pt"):
         (tmp_path / "MNIST/processed" / part).write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
-    assert load_domain("mnist", 28, tmp_path).train.labels.tolist() == [3, 4] and not (tmp_path / "ran").exists()
+    assert (
+        load_domain("mnist", 28, tmp_path).train.labels.tolist() == [3, 4]
+        and not (tmp_path / "ran").exists()
+    )
 
 
 # Files with published sums
@@ -505,9 +585,11 @@ def test_a_pickle_with_another_sum_is_never_opened(file, tmp_path, monkeypatch, 
     def check(path, md5=None):
         return check_integrity(path, md5) if Path(path).name == file else Path(path).is_file()
 
-    for module in ("atesc.sources", "torchvision.datasets.cifar"):
+    for module in ("atesc.data.sources", "torchvision.datasets.cifar"):
         monkeypatch.setattr(f"{module}.check_integrity", check)
-    with Watch(tmp_path, MissingData, rf"or is damaged there \({bad} does not have the published MD5 sum"):
+    with Watch(
+        tmp_path, MissingData, rf"or is damaged there \({bad} does not have the published MD5 sum"
+    ):
         load_domain("cifar10", 16, tmp_path)
     assert not (tmp_path / "ran").exists()
     pickle.loads(bad.read_bytes())
@@ -537,15 +619,28 @@ def test_a_bzip2_bomb_under_the_name_of_usps(tmp_path):
 
 def png(width, height, data=b""):
     """A PNG that says it is so large."""
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def image_bytes(kind, size=(20, 10)):
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(out, kind)
+    Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    ).save(out, kind)
     return out.getvalue()
 
 
@@ -561,12 +656,18 @@ PICTURES = {
     "four billion wide": png(2**32 - 1, 2**32 - 1),
     "no width": png(0, 10),
     "long chunk": png(4, 4)[:33] + struct.pack(">I", 2**31 - 1) + b"tEXt" + bytes(100),
-    "text bomb": png(4, 4)[:33] + struct.pack(">I", 20_010) + b"zTXt" + b"k\0\0" + zlib.compress(bytes(20_000_000))[:20_007].ljust(20_007, b"\0"),
+    "text bomb": png(4, 4)[:33]
+    + struct.pack(">I", 20_010)
+    + b"zTXt"
+    + b"k\0\0"
+    + zlib.compress(bytes(20_000_000))[:20_007].ljust(20_007, b"\0"),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(ran) print\n",
     "GIF": image_bytes("GIF"),
     "TIFF with an endless list": b"II*\0\x08\0\0\0\xff\xff" + bytes(500),
     "PPM with long numbers": b"P6 " + b"9" * 100_000 + b" 1 255\n",
-    "BMP upside down": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
+    "BMP upside down": b"BM"
+    + struct.pack("<IHHI", 54, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
 }
 
 
@@ -578,7 +679,19 @@ def test_a_picture_that_is_none_is_refused_by_name(name, tmp_path):
         load_domain(f"folder:{tmp_path}", 16)
 
 
-@pytest.mark.parametrize("error", [Image.DecompressionBombError, SyntaxError, struct.error, EOFError, MemoryError, IndexError, RecursionError, OSError])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Image.DecompressionBombError,
+        SyntaxError,
+        struct.error,
+        EOFError,
+        MemoryError,
+        IndexError,
+        RecursionError,
+        OSError,
+    ],
+)
 def test_whatever_a_decoder_raises_is_an_input_error(error, tmp_path, monkeypatch):
     write_folders(tmp_path, ["cat", "dog"])
 
@@ -596,7 +709,9 @@ def test_pictures_under_odd_names(tmp_path):
     for name in (b"two\nlines.png", b"\xff.png", "größe.png".encode(), b"\x1b[2J.png"):
         path = os.path.join(os.fsencode(tmp_path), b"cat", name)
         shutil.copy(tmp_path / "cat/0.png", path)
-        assert len(load_domain(f"folder:{tmp_path}", 16).train) > len(whole.train) or len(load_domain(f"folder:{tmp_path}", 16).test) > len(whole.test)
+        assert len(load_domain(f"folder:{tmp_path}", 16).train) > len(whole.train) or len(
+            load_domain(f"folder:{tmp_path}", 16).test
+        ) > len(whole.test)
         Path(os.fsdecode(path)).write_bytes(b"")
         with pytest.raises(InputError, match="cannot be read as an image") as found:
             load_domain(f"folder:{tmp_path}", 16)
@@ -605,7 +720,9 @@ def test_pictures_under_odd_names(tmp_path):
     for name in (b"two\nlines", b"\xff"):
         folder = os.path.join(os.fsencode(tmp_path), name)
         shutil.copytree(os.path.join(os.fsencode(tmp_path), b"cat"), folder)
-        with pytest.raises(InputError, match="must have class folders with printable names") as found:
+        with pytest.raises(
+            InputError, match="must have class folders with printable names"
+        ) as found:
             load_domain(f"folder:{tmp_path}", 16)
         assert str(found.value).isprintable()
         shutil.rmtree(folder)
@@ -619,7 +736,9 @@ def test_what_is_no_image_is_left_alone_and_empty_classes_are_not(tmp_path):
     assert load_domain(f"folder:{tmp_path}", 16).train.images.equal(whole.train.images)
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox/notes.txt").write_bytes(b"no image")
-    with Watch(tmp_path, InputError, "fox holds no images; files count that end in .jpg, .jpeg, .png"):
+    with Watch(
+        tmp_path, InputError, "fox holds no images; files count that end in .jpg, .jpeg, .png"
+    ):
         load_domain(f"folder:{tmp_path}", 16)
 
 
@@ -643,13 +762,25 @@ def test_links_in_a_class_folder(tmp_path):
     with Watch(home, InputError, "links must not go in circles"):
         load_domain(f"folder:{home}", 16)
     (home / "cat/two").unlink()
-    for name, where in {"broken.png": "nowhere", "zero.png": "/dev/zero", "loop.png": "loop.png"}.items():
+    for name, where in {
+        "broken.png": "nowhere",
+        "zero.png": "/dev/zero",
+        "loop.png": "loop.png",
+    }.items():
         (home / "dog" / name).symlink_to(where)
-        with Watch(home, InputError, f"dog/{name} cannot be read as an image: it is a broken link, a pipe or a device"):
+        with Watch(
+            home,
+            InputError,
+            f"dog/{name} cannot be read as an image: it is a broken link, a pipe or a device",
+        ):
             load_domain(f"folder:{home}", 16)
         (home / "dog" / name).unlink()
     os.mkfifo(home / "dog/pipe.png")
-    with Watch(home, InputError, "pipe.png cannot be read as an image: it is a broken link, a pipe or a device"):
+    with Watch(
+        home,
+        InputError,
+        "pipe.png cannot be read as an image: it is a broken link, a pipe or a device",
+    ):
         load_domain(f"folder:{home}", 16)
 
 
@@ -669,9 +800,15 @@ def test_folders_that_the_system_does_not_open(tmp_path, monkeypatch):
             class_folders("own", 16, tmp_path)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", "two\nlines", "\udcff", "~nobody-of-that-name/x", __file__])
+@pytest.mark.parametrize(
+    "path", ["", "a\0b", "two\nlines", "\udcff", "~nobody-of-that-name/x", __file__]
+)
 def test_paths_that_name_no_folder(path, tmp_path, monkeypatch, capsys):
-    for call in (lambda: load_domain(f"folder:{path}", 16), lambda: load_domain("mnist", 16, path), lambda: load_domain("digits", 16, path)):
+    for call in (
+        lambda: load_domain(f"folder:{path}", 16),
+        lambda: load_domain("mnist", 16, path),
+        lambda: load_domain("digits", 16, path),
+    ):
         with Watch(tmp_path, ConfigError, "(folder:PATH|root) must name a folder"):
             call()
     assert main(["download", "mnist", "--root", path]) == 2
@@ -706,7 +843,9 @@ def mutated(draw, whole):
     """`whole` with some bytes changed, cut off, repeated or put in."""
     data = bytearray(whole)
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 4]))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)) | st.integers(0, min(40, max(len(data) - 1, 0))))
+        at = draw(
+            st.integers(0, max(len(data) - 1, 0)) | st.integers(0, min(40, max(len(data) - 1, 0)))
+        )
         how = draw(st.sampled_from(["set", "flip", "cut", "drop", "insert"]))
         if how == "set" and data:
             data[at] = draw(st.sampled_from([0, 1, 8, 127, 128, 255]) | st.integers(0, 255))
@@ -735,15 +874,30 @@ def test_fuzzed_idx_files(tmp_path_factory, images, labels):
     except AtescError as error:
         assert str(error).isprintable()
     else:
-        assert images == images_of()[:16] + pixels.numpy().tobytes() and labels[8:] == found.numpy().tobytes() and len(pixels) == len(found)
+        assert (
+            images == images_of()[:16] + pixels.numpy().tobytes()
+            and labels[8:] == found.numpy().tobytes()
+            and len(pixels) == len(found)
+        )
     assert tree(folder) == before
 
 
 GOOD = {kind: image_bytes(kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")}
 letters = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
-names = st.sampled_from(["cat", "dog", "train", "test", "a b", "é", "x.png"]) | st.text(letters, min_size=1, max_size=6).filter(lambda text: text not in (".", ".."))
-contents = st.sampled_from(list(GOOD.values())).flatmap(mutated) | st.sampled_from([*GOOD.values(), None])
-trees = st.lists(st.tuples(st.lists(names, min_size=1, max_size=3), st.sampled_from([".png", ".JPG", ".tif", ".txt", ""]), contents), max_size=8)
+names = st.sampled_from(["cat", "dog", "train", "test", "a b", "é", "x.png"]) | st.text(
+    letters, min_size=1, max_size=6
+).filter(lambda text: text not in (".", ".."))
+contents = st.sampled_from(list(GOOD.values())).flatmap(mutated) | st.sampled_from(
+    [*GOOD.values(), None]
+)
+trees = st.lists(
+    st.tuples(
+        st.lists(names, min_size=1, max_size=3),
+        st.sampled_from([".png", ".JPG", ".tif", ".txt", ""]),
+        contents,
+    ),
+    max_size=8,
+)
 
 
 @given(files=trees, split=st.booleans())
@@ -782,20 +936,34 @@ def test_fuzzed_images(tmp_path_factory, content):
         assert image.shape == (3, 8, 8) and 0 <= image.min() <= image.max() <= 1
 
 
-member_names = st.sampled_from(["a", "A", "b/c", "../x", "/x", "b", "./a", "", ".", "b/../../x", "a\\x", "x/" * 30 + "x"]) | st.text(st.characters(codec="ascii", min_codepoint=33), max_size=8)
+member_names = st.sampled_from(
+    ["a", "A", "b/c", "../x", "/x", "b", "./a", "", ".", "b/../../x", "a\\x", "x/" * 30 + "x"]
+) | st.text(st.characters(codec="ascii", min_codepoint=33), max_size=8)
 kinds = st.sampled_from([tarfile.REGTYPE] * 8 + [bytes([kind]) for kind in b"01234567gxLKS"])
-members = st.lists(st.tuples(member_names, kinds, st.sampled_from(["a", "..", "/etc", "b/c"]), st.binary(max_size=600)), min_size=1, max_size=4)
+members = st.lists(
+    st.tuples(
+        member_names, kinds, st.sampled_from(["a", "..", "/etc", "b/c"]), st.binary(max_size=600)
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
 @st.composite
 def archives(draw):
     packed, wanted = io.BytesIO(), draw(members)
     if draw(st.booleans()):
-        with zipfile.ZipFile(packed, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))) as archive:
+        with zipfile.ZipFile(
+            packed, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+        ) as archive:
             for name, _, _, content in wanted:
                 archive.writestr(zipfile.ZipInfo(name or "."), content)
     else:
-        with tarfile.open(fileobj=packed, mode="w", format=draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))) as archive:
+        with tarfile.open(
+            fileobj=packed,
+            mode="w",
+            format=draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])),
+        ) as archive:
             for name, kind, target, content in wanted:
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname, info.size = kind, target, len(content)
@@ -820,7 +988,14 @@ def test_fuzzed_archives(tmp_path_factory, content):
         assert tree(out.parent) == before
     else:
         inside = list(folder.rglob("*"))
-        assert inside and all(path.is_dir() or path.is_file() for path in inside) and not any(path.is_symlink() for path in inside)
-        assert sum(path.stat().st_size for path in inside if path.is_file()) <= 10_000 and len(inside) <= MOST_MEMBERS
+        assert (
+            inside
+            and all(path.is_dir() or path.is_file() for path in inside)
+            and not any(path.is_symlink() for path in inside)
+        )
+        assert (
+            sum(path.stat().st_size for path in inside if path.is_file()) <= 10_000
+            and len(inside) <= MOST_MEMBERS
+        )
         shutil.rmtree(folder)
         assert tree(out.parent) == before

@@ -1,4 +1,5 @@
 """Files of weights from a stranger: none runs code, none takes memory or time, each is refused in a sentence that names the file."""
+
 import builtins
 import collections
 import json
@@ -15,11 +16,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from atesc.archive import MOST_INSTRUCTIONS, MOST_PICKLE, WeightsError, read_pt, write_pt
-from atesc.core import AtescError, ConfigError, InputError, MissingData
-from atesc.networks import SmallVGG, build_network
-from atesc.teacher import load_model, save_model
-from atesc.weights import MOST_JSON
+from atesc.inside.archive import MOST_INSTRUCTIONS, MOST_PICKLE, WeightsError, read_pt, write_pt
+from atesc.inside.errors import AtescError, ConfigError, InputError, MissingData
+from atesc.inside.weights import MOST_JSON
+from atesc.teachers.networks import SmallVGG, build_network
+from atesc.teachers.saved import load_model, save_model
 
 SECONDS, MEGABYTES = 2.0, 200
 MOST = MOST_INSTRUCTIONS - 50
@@ -55,8 +56,18 @@ ORDERED = b"ccollections\nOrderedDict\n)R"
 
 
 def tensor(numel, size, stride, offset=0, kind="FloatStorage", key="0"):
-    storage = listed(text("storage"), f"ctorch\n{kind}\n".encode(), text(key), text("cpu"), whole(numel)) + b"Q"
-    parts = storage, whole(offset), listed(*map(whole, size)), listed(*map(whole, stride)), b"\x89", ORDERED
+    storage = (
+        listed(text("storage"), f"ctorch\n{kind}\n".encode(), text(key), text("cpu"), whole(numel))
+        + b"Q"
+    )
+    parts = (
+        storage,
+        whole(offset),
+        listed(*map(whole, size)),
+        listed(*map(whole, stride)),
+        b"\x89",
+        ORDERED,
+    )
     return b"ctorch._utils\n_rebuild_tensor_v2\n" + listed(*parts) + b"R"
 
 
@@ -66,12 +77,22 @@ def state_of(value):  # a state dict whose first weight is `value`
 
 def archive(path, program, numbers=bytes(40), more=(), how=zipfile.ZIP_STORED, order=b"little"):
     with zipfile.ZipFile(path, "w", how) as made:
-        for name, content in (("data.pkl", program), ("byteorder", order), ("version", b"3\n"), ("data/0", numbers), *more):
+        for name, content in (
+            ("data.pkl", program),
+            ("byteorder", order),
+            ("version", b"3\n"),
+            ("data/0", numbers),
+            *more,
+        ):
             made.writestr(f"a/{name}", content)
 
 
 def refused_pickle(name, text, program, **settings):
-    among(PICKLES, name, text)(lambda path, canary: archive(path, program(canary) if callable(program) else program, **settings))
+    among(PICKLES, name, text)(
+        lambda path, canary: archive(
+            path, program(canary) if callable(program) else program, **settings
+        )
+    )
 
 
 def call(module, function, *given):
@@ -100,7 +121,11 @@ CALLS = {
 }
 for name, (module, function, given) in CALLS.items():
     asks = "with other arguments" if name == "encoding" else f"it asks for '{module}.{function}'"
-    refused_pickle(f"calls {name}", asks, lambda canary, m=module, f=function, g=given: state_of(call(m, f, g.format(canary))))
+    refused_pickle(
+        f"calls {name}",
+        asks,
+        lambda canary, m=module, f=function, g=given: state_of(call(m, f, g.format(canary))),
+    )
 
 
 class Payload:
@@ -127,65 +152,179 @@ def _(path, canary):
 
 
 SYSTEM = b"\x80\x04" + text("posix") + text("system") + b"\x93"
-refused_pickle("STACK_GLOBAL", "the instruction STACK_GLOBAL", lambda canary: SYSTEM + listed(text(f"touch {canary}")) + b"R.")
-refused_pickle("protocol 4", "the instruction", lambda canary: pickle.dumps({"a": Payload(canary)}, 4))
-refused_pickle("protocol 0", "the instruction", lambda canary: pickle.dumps({"a": nn.Linear(1, 1)}, 0))
-refused_pickle("INST", "the instruction INST", lambda canary: b"(" + text(f"touch {canary}") + b"iposix\nsystem\n.")
+refused_pickle(
+    "STACK_GLOBAL",
+    "the instruction STACK_GLOBAL",
+    lambda canary: SYSTEM + listed(text(f"touch {canary}")) + b"R.",
+)
+refused_pickle(
+    "protocol 4", "the instruction", lambda canary: pickle.dumps({"a": Payload(canary)}, 4)
+)
+refused_pickle(
+    "protocol 0", "the instruction", lambda canary: pickle.dumps({"a": nn.Linear(1, 1)}, 0)
+)
+refused_pickle(
+    "INST",
+    "the instruction INST",
+    lambda canary: b"(" + text(f"touch {canary}") + b"iposix\nsystem\n.",
+)
 refused_pickle("OBJ", "the instruction OBJ", b"(ccollections\nOrderedDict\no.")
 refused_pickle("EXT1", "the instruction EXT1", b"\x80\x02\x82\x01.")
 refused_pickle("PERSID", "the instruction PERSID", b"Pstorage\n.")
 refused_pickle("NEWOBJ", "the instruction NEWOBJ", b"\x80\x02ccollections\nOrderedDict\n)\x81.")
-refused_pickle("BUILD", "it asks for 'io.open'", lambda canary: pickle.dumps({"a": Stated(canary)}, 2))
-refused_pickle("BUILD of a tensor", "the instruction BUILD", state_of(tensor(10, [10], [1]) + listed(b"}") + b"b"))
-refused_pickle("a second pickle in the first", "it asks for 'pickle.loads'", state_of(call("pickle", "loads", "cposix\nsystem\n.")))
+refused_pickle(
+    "BUILD", "it asks for 'io.open'", lambda canary: pickle.dumps({"a": Stated(canary)}, 2)
+)
+refused_pickle(
+    "BUILD of a tensor",
+    "the instruction BUILD",
+    state_of(tensor(10, [10], [1]) + listed(b"}") + b"b"),
+)
+refused_pickle(
+    "a second pickle in the first",
+    "it asks for 'pickle.loads'",
+    state_of(call("pickle", "loads", "cposix\nsystem\n.")),
+)
 refused_pickle("no more", "is not a file of weights", b"\x80\x02}")
 refused_pickle("not even a pickle", "is not a file of weights", b"\xff\xff")
 refused_pickle("an empty stack", "is not a file of weights", b"\x80\x02.")
 refused_pickle("a list", "holds no state dict but a list", b"\x80\x02].")
-refused_pickle("a large pickle", f"at most {MOST_PICKLE} are read", b"\x80\x02" + b"N" * MOST_PICKLE + b".")
-refused_pickle("many instructions", "has more than 150000 instructions", b"\x80\x02" + b"N" * (MOST_PICKLE - 9) + b".")
-refused_pickle("deep tuples", "tuples that are nested more than 32 deep", b"\x80\x02N" + b"\x85" * MOST + b".")
-refused_pickle("deep tuples as a key", "tuples that are nested more than 32 deep", b"\x80\x02}N" + b"\x85" * MOST + b"Ns.")
-refused_pickle("deep lists", "does not say of which network", b"\x80\x02}" + text("a") + b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b"s.")
+refused_pickle(
+    "a large pickle", f"at most {MOST_PICKLE} are read", b"\x80\x02" + b"N" * MOST_PICKLE + b"."
+)
+refused_pickle(
+    "many instructions",
+    "has more than 150000 instructions",
+    b"\x80\x02" + b"N" * (MOST_PICKLE - 9) + b".",
+)
+refused_pickle(
+    "deep tuples", "tuples that are nested more than 32 deep", b"\x80\x02N" + b"\x85" * MOST + b"."
+)
+refused_pickle(
+    "deep tuples as a key",
+    "tuples that are nested more than 32 deep",
+    b"\x80\x02}N" + b"\x85" * MOST + b"Ns.",
+)
+refused_pickle(
+    "deep lists",
+    "does not say of which network",
+    b"\x80\x02}" + text("a") + b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b"s.",
+)
 refused_pickle("a tuple as a key", "a key of a dictionary", b"\x80\x02}N\x85Ns.")
-refused_pickle("many values", "does not say of which network", b"\x80\x02}" + text("a") + b"](" + b"}" * MOST + b"es.")
-refused_pickle("many calls", "does not say of which network", b"\x80\x02}" + text("a") + b"](ccollections\nOrderedDict\nq\0" + b"h\0)R" * (MOST // 3) + b"es.")
-TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\nq\0" + tensor(10, [10], [1])[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -1] + b"q\1R"
-refused_pickle("many tensors", "does not say of which network", b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * (MOST // 3) + b"es.")
-LAUGHS = b"](]q\0" + b"".join(b"](h" + bytes([i, ord("h"), i]) + b"eq" + bytes([i + 1]) for i in range(25)) + b"e"
-refused_pickle("lists of one list twice, 25 deep", "does not say of which network", b"\x80\x02}" + text("a") + LAUGHS + b"s.")
+refused_pickle(
+    "many values",
+    "does not say of which network",
+    b"\x80\x02}" + text("a") + b"](" + b"}" * MOST + b"es.",
+)
+refused_pickle(
+    "many calls",
+    "does not say of which network",
+    b"\x80\x02}"
+    + text("a")
+    + b"](ccollections\nOrderedDict\nq\0"
+    + b"h\0)R" * (MOST // 3)
+    + b"es.",
+)
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\nq\0"
+    + tensor(10, [10], [1])[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -1]
+    + b"q\1R"
+)
+refused_pickle(
+    "many tensors",
+    "does not say of which network",
+    b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * (MOST // 3) + b"es.",
+)
+LAUGHS = (
+    b"](]q\0"
+    + b"".join(b"](h" + bytes([i, ord("h"), i]) + b"eq" + bytes([i + 1]) for i in range(25))
+    + b"e"
+)
+refused_pickle(
+    "lists of one list twice, 25 deep",
+    "does not say of which network",
+    b"\x80\x02}" + text("a") + LAUGHS + b"s.",
+)
 refused_pickle("a key in itself", "a key of a dictionary", b"\x80\x02}q\0h\0h\0s.")
 
-refused_pickle("10**12 numbers", "claims 4000000000000 bytes, the file has 40", state_of(tensor(10**12, [10**12], [1])))
-refused_pickle("more numbers than its entry has", "claims 80 bytes, the file has 40", state_of(tensor(20, [20], [1])))
-refused_pickle("fewer numbers than its entry has", "claims 20 bytes, the file has 40", state_of(tensor(5, [5], [1])))
-refused_pickle("a negative number of numbers", "claims -40 bytes, the file has 40", state_of(tensor(-10, [10], [1])))
-refused_pickle("an entry that is not there", "claims 40 bytes, the file has 0", state_of(tensor(10, [10], [1], key="7")))
-refused_pickle("an entry outside", "claims 40 bytes, the file has 0", state_of(tensor(10, [10], [1], key="../data.pkl")))
-refused_pickle("an unknown type", "it asks for 'torch.Float8Storage'", state_of(tensor(10, [10], [1], kind="Float8Storage")))
+refused_pickle(
+    "10**12 numbers",
+    "claims 4000000000000 bytes, the file has 40",
+    state_of(tensor(10**12, [10**12], [1])),
+)
+refused_pickle(
+    "more numbers than its entry has",
+    "claims 80 bytes, the file has 40",
+    state_of(tensor(20, [20], [1])),
+)
+refused_pickle(
+    "fewer numbers than its entry has",
+    "claims 20 bytes, the file has 40",
+    state_of(tensor(5, [5], [1])),
+)
+refused_pickle(
+    "a negative number of numbers",
+    "claims -40 bytes, the file has 40",
+    state_of(tensor(-10, [10], [1])),
+)
+refused_pickle(
+    "an entry that is not there",
+    "claims 40 bytes, the file has 0",
+    state_of(tensor(10, [10], [1], key="7")),
+)
+refused_pickle(
+    "an entry outside",
+    "claims 40 bytes, the file has 0",
+    state_of(tensor(10, [10], [1], key="../data.pkl")),
+)
+refused_pickle(
+    "an unknown type",
+    "it asks for 'torch.Float8Storage'",
+    state_of(tensor(10, [10], [1], kind="Float8Storage")),
+)
 FUNCTION = tensor(10, [10], [1]).replace(b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n")
 refused_pickle("a function as a type", "names a storage as torch.save does not", state_of(FUNCTION))
 refused_pickle("a size beyond the storage", "storage", state_of(tensor(10, [10**9], [1])))
 refused_pickle("a stride beyond the storage", "storage", state_of(tensor(10, [2], [10**9])))
-refused_pickle("an offset beyond the storage", "storage", state_of(tensor(10, [10], [1], offset=10**9)))
-refused_pickle("a negative offset", "invalid storage offset", state_of(tensor(10, [2], [1], offset=-4)))
+refused_pickle(
+    "an offset beyond the storage", "storage", state_of(tensor(10, [10], [1], offset=10**9))
+)
+refused_pickle(
+    "a negative offset", "invalid storage offset", state_of(tensor(10, [2], [1], offset=-4))
+)
 refused_pickle("a negative size", "overflow", state_of(tensor(10, [-5], [1])))
 refused_pickle("a negative stride", "overflow", state_of(tensor(10, [5], [-1])))
 refused_pickle("sizes that overflow", "overflow", state_of(tensor(10, [2**40, 2**40], [0, 0])))
 refused_pickle("other sizes than strides", "unequal size length", state_of(tensor(10, [2, 2], [1])))
 refused_pickle("stride 0", "does not say of which network", state_of(tensor(10, [10**12], [0])))
-refused_pickle("big-endian", "its numbers are big-endian", state_of(tensor(10, [10], [1])), order=b"big")
+refused_pickle(
+    "big-endian", "its numbers are big-endian", state_of(tensor(10, [10], [1])), order=b"big"
+)
 
 
 # ---- archives
 
 
-refused_pickle("a deflated entry", "is compressed", state_of(tensor(10, [10], [1])), how=zipfile.ZIP_DEFLATED)
+refused_pickle(
+    "a deflated entry", "is compressed", state_of(tensor(10, [10], [1])), how=zipfile.ZIP_DEFLATED
+)
 refused_pickle("an entry with ..", "lies outside of it", b"\x80\x02}.", more=[("../../b", b"")])
 refused_pickle("an entry from the root", "lies outside of it", b"\x80\x02}.", more=[("/b", b"")])
-refused_pickle("a name twice but for its case", "one stands in it twice", b"\x80\x02}.", more=[("DATA.PKL", b"\x80\x02}.")])
-refused_pickle("constants", "is a TorchScript archive", b"\x80\x02}.", more=[("constants.pkl", b"")])
-refused_pickle("a large version", f"at most {MOST_PICKLE} are read", b"\x80\x02}.", more=[(".format_version", bytes(MOST_PICKLE + 1))])
+refused_pickle(
+    "a name twice but for its case",
+    "one stands in it twice",
+    b"\x80\x02}.",
+    more=[("DATA.PKL", b"\x80\x02}.")],
+)
+refused_pickle(
+    "constants", "is a TorchScript archive", b"\x80\x02}.", more=[("constants.pkl", b"")]
+)
+refused_pickle(
+    "a large version",
+    f"at most {MOST_PICKLE} are read",
+    b"\x80\x02}.",
+    more=[(".format_version", bytes(MOST_PICKLE + 1))],
+)
 
 
 @among(PICKLES, "data.pkl twice", "one stands in it twice")
@@ -207,7 +346,9 @@ def claiming(path, name, size, compressed=None):  # change what the list of entr
     content = bytearray(path.read_bytes())
     at = content.rindex(f"a/{name}".encode()) - 46
     assert content[at : at + 4] == b"PK\1\2"
-    content[at + 20 : at + 28] = struct.pack("<II", size if compressed is None else compressed, size)
+    content[at + 20 : at + 28] = struct.pack(
+        "<II", size if compressed is None else compressed, size
+    )
     path.write_bytes(content)
 
 
@@ -232,7 +373,11 @@ def _(path, canary):
     with open(path, "r+b") as file:
         file.truncate(size)
         file.seek(size)
-        file.write(end + locator + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0))
+        file.write(
+            end
+            + locator
+            + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
+        )
 
 
 @among(PICKLES, "a comment", "a zip archive does not end like this")
@@ -320,7 +465,10 @@ def _(path, canary):
 
 @among(PICKLES, "a tensor that is none", "'features.0.weight' is no tensor, it is of type float")
 def _(path, canary):
-    torch.save({"network": "SmallVGG", "config": CONFIG, "state": {**STATE, "features.0.weight": 1.0}}, path)
+    torch.save(
+        {"network": "SmallVGG", "config": CONFIG, "state": {**STATE, "features.0.weight": 1.0}},
+        path,
+    )
 
 
 # ---- safetensors
@@ -342,7 +490,9 @@ def refused_header(name, text, header, numbers=b"", length=None):
 PARSED = "is not a safetensors file: "
 refused_header("header of 2**63", "header claims 9223372036854775808 bytes", {}, length=2**63)
 refused_header("header of 2**64 - 1", "header claims", {}, length=2**64 - 1)
-refused_header("header beyond the file", "header claims 1000 bytes, in a file of 10 bytes", {}, length=1000)
+refused_header(
+    "header beyond the file", "header claims 1000 bytes, in a file of 10 bytes", {}, length=1000
+)
 refused_header("header beyond the limit", "of at most 1048576", b"{" + b" " * 2**21 + b"}")
 refused_header("deep JSON", PARSED, b'{"a":' + b"[" * 1_000_000)
 refused_header("many names", "it lacks", {str(i): entry([0], 0, 0) for i in range(14_000)})
@@ -364,37 +514,88 @@ refused_header("negative shape", PARSED, {"a": entry([-2], 0, 8)}, bytes(8))
 refused_header("negative offset", PARSED, {"a": entry([2], -8, 0)}, bytes(8))
 refused_header("shape of text", PARSED, {"a": entry("x", 0, 8)}, bytes(8))
 refused_header("unknown type", PARSED, {"a": entry([2], 0, 8, "F99")}, bytes(8))
-refused_header("a name twice", PARSED + "a name stands in it twice", b'{"a":%s,"a":%s}' % ((json.dumps(entry([2], 0, 8)).encode(),) * 2), bytes(8))
+refused_header(
+    "a name twice",
+    PARSED + "a name stands in it twice",
+    b'{"a":%s,"a":%s}' % ((json.dumps(entry([2], 0, 8)).encode(),) * 2),
+    bytes(8),
+)
 
 
 @among(HEADERS, "many axes", "'features.0.weight' has shape 100000 axes")
 def _(path, canary):
     header, at = {}, 0
     for name, value in STATE.items():
-        numbers, kind = (1, "F32") if name == "features.0.weight" else (value.numel(), "I64" if value.dtype == torch.int64 else "F32")
+        numbers, kind = (
+            (1, "F32")
+            if name == "features.0.weight"
+            else (value.numel(), "I64" if value.dtype == torch.int64 else "F32")
+        )
         size = numbers * (8 if kind == "I64" else 4)
-        header[name], at = entry([1] * 100_000 if numbers == 1 and kind == "F32" else list(value.shape), at, at + size, kind), at + size
+        header[name], at = (
+            entry(
+                [1] * 100_000 if numbers == 1 and kind == "F32" else list(value.shape),
+                at,
+                at + size,
+                kind,
+            ),
+            at + size,
+        )
     stored(path, header, bytes(at))
 
 
 def changed(name, text, change):
     @among(HEADERS, name, text)
     def _(path, canary):
-        state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in STATE.items()}
+        state = {
+            key: value.clone(memory_format=torch.contiguous_format) for key, value in STATE.items()
+        }
         safetensors.torch.save_file(change(state), path)
 
 
 WEIGHT = "classifier.weight"
-changed("NaN", "has NaN or infinite weights in 'classifier.weight'", lambda state: {**state, WEIGHT: state[WEIGHT] * float("nan")})
+changed(
+    "NaN",
+    "has NaN or infinite weights in 'classifier.weight'",
+    lambda state: {**state, WEIGHT: state[WEIGHT] * float("nan")},
+)
 VARIANCE = "features.1.running_var"
-changed("inf", f"has NaN or infinite weights in '{VARIANCE}'", lambda state: {**state, VARIANCE: torch.full((8,), float("inf"))})
-changed("finite in 64 bits alone", "has NaN or infinite weights", lambda state: {**state, WEIGHT: state[WEIGHT].double() + 1e300})
+changed(
+    "inf",
+    f"has NaN or infinite weights in '{VARIANCE}'",
+    lambda state: {**state, VARIANCE: torch.full((8,), float("inf"))},
+)
+changed(
+    "finite in 64 bits alone",
+    "has NaN or infinite weights",
+    lambda state: {**state, WEIGHT: state[WEIGHT].double() + 1e300},
+)
 for kind in (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
-    changed(f"{kind}", f"'classifier.weight' is {kind}, the network's is torch.float32", lambda state, k=kind: {**state, WEIGHT: state[WEIGHT].to(k)})
-changed("a missing tensor", "it lacks 'classifier.weight'", lambda state: {k: v for k, v in state.items() if k != WEIGHT})
-changed("one more tensor", "it holds 'extra', which the network does not have", lambda state: {**state, "extra": torch.zeros(1)})
-changed("a misspelt tensor", "Did you mean 'classifier.bias'?", lambda state: {k.replace("classifier.b", "clasifier.b"): v for k, v in state.items()})
-changed("another shape", "'classifier.weight' has shape [4, 33], the network's has [4, 32]", lambda state: {**state, WEIGHT: torch.zeros(4, 33)})
+    changed(
+        f"{kind}",
+        f"'classifier.weight' is {kind}, the network's is torch.float32",
+        lambda state, k=kind: {**state, WEIGHT: state[WEIGHT].to(k)},
+    )
+changed(
+    "a missing tensor",
+    "it lacks 'classifier.weight'",
+    lambda state: {k: v for k, v in state.items() if k != WEIGHT},
+)
+changed(
+    "one more tensor",
+    "it holds 'extra', which the network does not have",
+    lambda state: {**state, "extra": torch.zeros(1)},
+)
+changed(
+    "a misspelt tensor",
+    "Did you mean 'classifier.bias'?",
+    lambda state: {k.replace("classifier.b", "clasifier.b"): v for k, v in state.items()},
+)
+changed(
+    "another shape",
+    "'classifier.weight' has shape [4, 33], the network's has [4, 32]",
+    lambda state: {**state, WEIGHT: torch.zeros(4, 33)},
+)
 changed("no tensors", "it lacks", lambda state: {})
 
 
@@ -439,7 +640,9 @@ def _(path, canary):
 def refused_settings(name, text, content):
     def make(path, canary):
         save_model(SmallVGG("8 M 8", 4), path)
-        path.with_suffix(".json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        path.with_suffix(".json").write_bytes(
+            content if isinstance(content, bytes) else json.dumps(content).encode()
+        )
 
     among(SETTINGS, name, text)(make)
 
@@ -453,41 +656,109 @@ refused_settings("not JSON", "is not a configuration in JSON", b"hello")
 refused_settings("a list", "is not a configuration in JSON: an object is expected", [])
 refused_settings("deep", "is not a configuration in JSON", b"[" * (MOST_JSON - 1))
 refused_settings("not UTF-8", "is not a configuration in JSON", b'{"\xff": 1}')
-refused_settings("a name twice", "a name stands in it twice", b'{"network": "SmallVGG", "network": "SmallVGG"}')
+refused_settings(
+    "a name twice", "a name stands in it twice", b'{"network": "SmallVGG", "network": "SmallVGG"}'
+)
 refused_settings("empty", "is not a configuration in JSON", b"")
 refused_settings("nothing in it", "does not say of which network", {})
-refused_settings("settings of text", UNKNOWN + "settings of a network are named", {"network": "SmallVGG", "config": "x"})
-refused_settings("an expression as the network", "of unknown settings", {"network": "__import__('os').system('touch owned')", "config": {}})
-refused_settings("an expression as the name", UNKNOWN + "unknown network", settings(name="__import__('os').system('true')"))
-refused_settings("an expression as a plan", UNKNOWN + "plan must be widths", settings(name="__import__('os').system('touch owned')"))
-refused_settings("an expression as a number", UNKNOWN + "NetworkConfig.num_classes takes int", settings(num_classes="__import__('os')"))
-refused_settings("a path as the name", UNKNOWN + "unknown network", settings(name="../../etc/passwd"))
+refused_settings(
+    "settings of text",
+    UNKNOWN + "settings of a network are named",
+    {"network": "SmallVGG", "config": "x"},
+)
+refused_settings(
+    "an expression as the network",
+    "of unknown settings",
+    {"network": "__import__('os').system('touch owned')", "config": {}},
+)
+refused_settings(
+    "an expression as the name",
+    UNKNOWN + "unknown network",
+    settings(name="__import__('os').system('true')"),
+)
+refused_settings(
+    "an expression as a plan",
+    UNKNOWN + "plan must be widths",
+    settings(name="__import__('os').system('touch owned')"),
+)
+refused_settings(
+    "an expression as a number",
+    UNKNOWN + "NetworkConfig.num_classes takes int",
+    settings(num_classes="__import__('os')"),
+)
+refused_settings(
+    "a path as the name", UNKNOWN + "unknown network", settings(name="../../etc/passwd")
+)
 refused_settings("an unknown network", UNKNOWN + "unknown network 'vgg12'", settings(name="vgg12"))
-refused_settings("an unknown setting", UNKNOWN + "unknown setting of a network 'trust_remote_code'", settings(trust_remote_code=True))
+refused_settings(
+    "an unknown setting",
+    UNKNOWN + "unknown setting of a network 'trust_remote_code'",
+    settings(trust_remote_code=True),
+)
 refused_settings("a seed", UNKNOWN + "unknown setting of a network 'seed'", settings(seed=2**70))
-refused_settings("a missing setting", UNKNOWN + "the setting num_classes is missing", {"network": "SmallVGG", "config": {"name": "8 M 8"}})
-refused_settings("a plan of a width of 10**9", UNKNOWN + "plan takes at most 64 steps", settings(name="8 M 1000000000"))
-refused_settings("a plan of 5000 digits", UNKNOWN + "plan takes at most 64 steps", settings(name="9" * 5000))
-refused_settings("a plan of 10**4 layers", UNKNOWN + "plan takes at most 64 steps", settings(name="8 " * 10_000))
+refused_settings(
+    "a missing setting",
+    UNKNOWN + "the setting num_classes is missing",
+    {"network": "SmallVGG", "config": {"name": "8 M 8"}},
+)
+refused_settings(
+    "a plan of a width of 10**9",
+    UNKNOWN + "plan takes at most 64 steps",
+    settings(name="8 M 1000000000"),
+)
+refused_settings(
+    "a plan of 5000 digits", UNKNOWN + "plan takes at most 64 steps", settings(name="9" * 5000)
+)
+refused_settings(
+    "a plan of 10**4 layers", UNKNOWN + "plan takes at most 64 steps", settings(name="8 " * 10_000)
+)
 refused_settings("a plan of width 0", UNKNOWN + "plan takes at most", settings(name="0 M 8"))
 refused_settings("a plan of other digits", UNKNOWN + "unknown network", settings(name="\u00b2"))
-refused_settings("a plan with other digits", UNKNOWN + "plan must be widths", settings(name="8 \u0662"))
+refused_settings(
+    "a plan with other digits", UNKNOWN + "plan must be widths", settings(name="8 \u0662")
+)
 refused_settings("a plan of pools", UNKNOWN + "plan must be widths", settings(name="M M"))
 refused_settings("a long name", UNKNOWN + "unknown network 'xxx", settings(name="x" * 60_000))
-refused_settings("ten thousand settings", UNKNOWN + "unknown setting", settings(**{f"a{i}": 1 for i in range(4000)}))
+refused_settings(
+    "ten thousand settings",
+    UNKNOWN + "unknown setting",
+    settings(**{f"a{i}": 1 for i in range(4000)}),
+)
 for width in (1e308, -1, 0, 17):
-    refused_settings(f"width {width}", UNKNOWN + "width must be 0.015625 to 16", settings(width=width))
+    refused_settings(
+        f"width {width}", UNKNOWN + "width must be 0.015625 to 16", settings(width=width)
+    )
 for width in (float("nan"), float("inf"), -float("inf")):
     refused_settings(f"width {width}", "is not a configuration in JSON", settings(width=width))
-refused_settings("width 1e999", UNKNOWN + "NetworkConfig.width takes float, got inf", b'{"network": "SmallVGG", "config": {"name": "8 M 8", "num_classes": 4, "width": 1e999}}')
+refused_settings(
+    "width 1e999",
+    UNKNOWN + "NetworkConfig.width takes float, got inf",
+    b'{"network": "SmallVGG", "config": {"name": "8 M 8", "num_classes": 4, "width": 1e999}}',
+)
 refused_settings("width of text", UNKNOWN + "NetworkConfig.width takes float", settings(width="x"))
-refused_settings("batch_norm of text", UNKNOWN + "NetworkConfig.batch_norm takes bool", settings(batch_norm="x"))
+refused_settings(
+    "batch_norm of text", UNKNOWN + "NetworkConfig.batch_norm takes bool", settings(batch_norm="x")
+)
 for classes in (2**70, 10**9, 0, -1, 1):
-    refused_settings(f"num_classes {classes}", UNKNOWN + "num_classes must be 2 to 65536", settings(num_classes=classes))
+    refused_settings(
+        f"num_classes {classes}",
+        UNKNOWN + "num_classes must be 2 to 65536",
+        settings(num_classes=classes),
+    )
 for classes in (True, 4.0, None, [4]):
-    refused_settings(f"num_classes {classes}", UNKNOWN + "NetworkConfig.num_classes takes int", settings(num_classes=classes))
-refused_settings("a trillion weights", "does not fit: ", settings(name="8192 " * 64, num_classes=65_536))
-refused_settings("another network", "does not fit: ", {"network": "DeepVGG", "config": {"name": "vgg11", "num_classes": 4, "width": 0.125}})
+    refused_settings(
+        f"num_classes {classes}",
+        UNKNOWN + "NetworkConfig.num_classes takes int",
+        settings(num_classes=classes),
+    )
+refused_settings(
+    "a trillion weights", "does not fit: ", settings(name="8192 " * 64, num_classes=65_536)
+)
+refused_settings(
+    "another network",
+    "does not fit: ",
+    {"network": "DeepVGG", "config": {"name": "vgg11", "num_classes": 4, "width": 0.125}},
+)
 
 
 @among(SETTINGS, "1 GB, in a sparse file", f"at most {MOST_JSON} are read")
@@ -496,7 +767,11 @@ def _(path, canary):
     os.truncate(path.with_suffix(".json"), 2**30)
 
 
-@among(SETTINGS, "6 GB of weights that fit, in a sparse file", "weights, at most 268435456 are built from a file")
+@among(
+    SETTINGS,
+    "6 GB of weights that fit, in a sparse file",
+    "weights, at most 268435456 are built from a file",
+)
 def _(path, canary):
     config = {"name": "8192 " * 4, "num_classes": 4, "batch_norm": False}
     with torch.device("meta"):
@@ -522,7 +797,10 @@ def _(path, canary):
 
 def peak():
     """Most memory that this process has held since `forget_peak`, MB."""
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+    return (
+        int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+        / 1024
+    )
 
 
 def forget_peak():
@@ -561,11 +839,18 @@ def refused(tmp_path, request):
         waited, seconds = time.perf_counter() - start, time.process_time() - worked
         TIMES[f"{request.node.name}, {load.__name__}"] = seconds
         assert not canary.exists(), "it ran code"
-        assert seconds < SECONDS and waited < 10 * SECONDS, "of work, and on a machine that has other work as well"
+        assert seconds < SECONDS and waited < 10 * SECONDS, (
+            "of work, and on a machine that has other work as well"
+        )
         if MEASURED:
             assert peak() - before < MEGABYTES
         assert harmless or said != "loaded"
-        assert said == "loaded" or path.stem in said and "\n" not in said and len(said) < 1000 + len(str(path)), said
+        assert (
+            said == "loaded"
+            or path.stem in said
+            and "\n" not in said
+            and len(said) < 1000 + len(str(path))
+        ), said
         return said
 
     return check
@@ -577,10 +862,20 @@ def into_a_model(path):
     try:
         return load_model(path, model)
     finally:
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "a refused file has changed the network"
+        assert all(
+            torch.equal(value, before[name]) for name, value in model.state_dict().items()
+        ), "a refused file has changed the network"
 
 
-HARMLESS = {"a list", "two state dicts", "weights alone", "a tensor that is none", "many values", "many calls", "many tensors"}  # plain data
+HARMLESS = {
+    "a list",
+    "two state dicts",
+    "weights alone",
+    "a tensor that is none",
+    "many values",
+    "many calls",
+    "many tensors",
+}  # plain data
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -688,7 +983,9 @@ def test_settings_that_are_missing(tmp_path):
 
 def same(one, other):
     a, b = one.state_dict(), other.state_dict()
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+    return list(a) == list(b) and all(
+        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
+    )
 
 
 @pytest.mark.parametrize("name", ["8 M 8", "vgg11", "resnet18"])
@@ -696,8 +993,20 @@ def test_round_trip(name, tmp_path):
     network = build_network(name, 4, width=1 / 8, seed=3)
     network(torch.rand(8, 3, 16, 16))
     loaded = load_model(save_model(network, tmp_path / "file.safetensors"))
-    assert type(loaded) is type(network) and loaded.config == network.config and same(loaded, network) and not loaded.training
-    layouts = [[value.is_contiguous(memory_format=torch.channels_last) for value in n.parameters() if value.ndim == 4] for n in (network, loaded)]
+    assert (
+        type(loaded) is type(network)
+        and loaded.config == network.config
+        and same(loaded, network)
+        and not loaded.training
+    )
+    layouts = [
+        [
+            value.is_contiguous(memory_format=torch.channels_last)
+            for value in n.parameters()
+            if value.ndim == 4
+        ]
+        for n in (network, loaded)
+    ]
     assert layouts[0] == layouts[1] and all(layouts[0])
 
 
@@ -705,23 +1014,41 @@ def test_a_network_of_somebody_else(tmp_path):
     network = resnet18(num_classes=4)
     path = save_model(network, tmp_path / "file.safetensors")
     assert same(load_model(path, resnet18(num_classes=4)), network)
-    assert safetensors.torch.load_file(path).keys() == network.state_dict().keys()  # others can read it
+    assert (
+        safetensors.torch.load_file(path).keys() == network.state_dict().keys()
+    )  # others can read it
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth"])
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"state": s, "lr": 0.1}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {"state": s, "lr": 0.1},
+    ],
+)
 def test_state_dicts_of_torch(wrap, ending, tmp_path):
     network = build_network("resnet18", 4, width=1 / 8)
     torch.save(wrap(network.state_dict()), tmp_path / f"file{ending}")
-    assert same(load_model(tmp_path / f"file{ending}", build_network("resnet18", 4, width=1 / 8, seed=1)), network)
+    assert same(
+        load_model(tmp_path / f"file{ending}", build_network("resnet18", 4, width=1 / 8, seed=1)),
+        network,
+    )
 
 
 def test_a_file_of_the_former_save_model(tmp_path):
     network = build_network("vgg11", 4, width=1 / 8)
-    torch.save({"network": "DeepVGG", "config": network.config, "state": network.state_dict()}, tmp_path / "file.pt")
+    torch.save(
+        {"network": "DeepVGG", "config": network.config, "state": network.state_dict()},
+        tmp_path / "file.pt",
+    )
     assert same(load_model(tmp_path / "file.pt"), network)
     other = nn.Linear(2, 3)
-    torch.save({"network": "Linear", "config": None, "state": other.state_dict()}, tmp_path / "file.pt")
+    torch.save(
+        {"network": "Linear", "config": None, "state": other.state_dict()}, tmp_path / "file.pt"
+    )
     assert same(load_model(tmp_path / "file.pt", nn.Linear(2, 3)), other)
     with pytest.raises(WeightsError, match=r"pass model=Linear\(...\)"):
         load_model(tmp_path / "file.pt")
@@ -730,7 +1057,13 @@ def test_a_file_of_the_former_save_model(tmp_path):
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floating_point(kind, tmp_path):
     network = SmallVGG("8 M 8", 4)
-    torch.save({name: value.to(kind) if value.is_floating_point() else value for name, value in network.state_dict().items()}, tmp_path / "file.pt")
+    torch.save(
+        {
+            name: value.to(kind) if value.is_floating_point() else value
+            for name, value in network.state_dict().items()
+        },
+        tmp_path / "file.pt",
+    )
     loaded = load_model(tmp_path / "file.pt", SmallVGG("8 M 8", 4, seed=1))
     assert loaded.classifier.weight.dtype == torch.float32
     assert torch.equal(loaded.classifier.weight, network.classifier.weight.to(kind).float())
@@ -740,7 +1073,9 @@ def test_other_floating_point(kind, tmp_path):
 def test_a_prefix_that_all_names_share(ending, tmp_path):
     network, path = SmallVGG("8 M 8", 4), tmp_path / f"file{ending}"
     wrapped = nn.DataParallel(network)
-    save_model(wrapped, path) if ending == ".safetensors" else torch.save(wrapped.state_dict(), path)
+    save_model(wrapped, path) if ending == ".safetensors" else torch.save(
+        wrapped.state_dict(), path
+    )
     assert same(load_model(path, SmallVGG("8 M 8", 4, seed=1)), network)
 
 
@@ -761,7 +1096,9 @@ def test_tied_weights(tmp_path):
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
     path = save_model(nn.Linear(2, 3), tmp_path / "file.safetensors")
     content = path.read_bytes()
-    with pytest.raises(InputError, match="'weight' cannot be saved: safetensors has no torch.complex128"):
+    with pytest.raises(
+        InputError, match="'weight' cannot be saved: safetensors has no torch.complex128"
+    ):
         save_model(nn.Linear(2, 3, dtype=torch.complex128), path)
     assert path.read_bytes() == content and path.with_suffix(".json").exists()
 
@@ -770,20 +1107,45 @@ def test_a_checkpoint_is_copied_out_of_its_file(tmp_path):
     kinds = "bool uint8 int8 int16 int32 int64 float16 bfloat16 float64 complex64".split()
     tree = {
         "dtypes": [torch.ones(3).to(getattr(torch, kind)) for kind in kinds],
-        "rng": torch.get_rng_state(), "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5), "column": torch.rand(4, 4)[:, 1],
-        "plain": {"step": 3, 4: None, "list": [1.5, True, False, "é", b"ab", (1, 2, 3, 4), (), 2**40, -(2**70)]},
-        "optimizer": torch.optim.Adam(nn.Linear(2, 2).parameters()).state_dict(), "norm": nn.BatchNorm2d(3).state_dict(),
-    }  # fmt: skip
+        "rng": torch.get_rng_state(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "column": torch.rand(4, 4)[:, 1],
+        "plain": {
+            "step": 3,
+            4: None,
+            "list": [1.5, True, False, "é", b"ab", (1, 2, 3, 4), (), 2**40, -(2**70)],
+        },
+        "optimizer": torch.optim.Adam(nn.Linear(2, 2).parameters()).state_dict(),
+        "norm": nn.BatchNorm2d(3).state_dict(),
+    }
     path = write_pt(tmp_path / "file.pt", tree)
     again = read_pt(path)
     size = path.stat().st_size
     path.write_bytes(b"\xff" * size)  # in place, as no reader of ours would
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tree["dtypes"], again["dtypes"]))
-    assert all(torch.equal(tree[name], again[name]) for name in ("rng", "empty", "scalar", "column"))
-    assert again["plain"] == tree["plain"] and again["optimizer"] == tree["optimizer"] and type(again["norm"]) is collections.OrderedDict
+    assert all(
+        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tree["dtypes"], again["dtypes"])
+    )
+    assert all(
+        torch.equal(tree[name], again[name]) for name in ("rng", "empty", "scalar", "column")
+    )
+    assert (
+        again["plain"] == tree["plain"]
+        and again["optimizer"] == tree["optimizer"]
+        and type(again["norm"]) is collections.OrderedDict
+    )
 
 
-@pytest.mark.parametrize("value", [{1.5: 1}, {"a": {1, 2}}, {"a": torch.eye(2).to_sparse()}, {"a": Path("x")}, {"a": nn.Linear(1, 1)}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1.5: 1},
+        {"a": {1, 2}},
+        {"a": torch.eye(2).to_sparse()},
+        {"a": Path("x")},
+        {"a": nn.Linear(1, 1)},
+    ],
+)
 def test_what_could_not_be_read_is_not_written(value, tmp_path):
     write_pt(tmp_path / "file.pt", {"step": 1})
     with pytest.raises(WeightsError, match="file.pt is not going to be written: "):

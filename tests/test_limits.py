@@ -1,4 +1,5 @@
 """The disk is full, the folder is read-only or somebody else's, memory is short: a sentence, and nothing lost."""
+
 import errno
 import json
 import os
@@ -11,18 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from atesc import files
-from atesc.archive import write_pt
-from atesc.core import OutOfMemory
-from atesc.distill import DistillConfig, distill
-from atesc.escape import ATEsc
-from atesc.decoy import DecoyConfig
-from atesc.files import StorageError, lock_of, run_dir, writable_dir, write_file
-from atesc.generator import DCGANGenerator
-from atesc.networks import SmallVGG
-from atesc.records import append_records, load_records
-from atesc.synthesis import DFQ, DFQConfig
-from atesc.teacher import TeacherConfig, save_model, train_sl
+from atesc.inside import files
+from atesc.inside.archive import write_pt
+from atesc.inside.errors import OutOfMemory
+from atesc.inside.files import StorageError, lock_of, run_dir, writable_dir, write_file
+from atesc.inside.records import append_records, load_records
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import DistillConfig, distill
+from atesc.method.objectives import ATEsc
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.saved import save_model
+from atesc.teachers.training import TeacherConfig, train_sl
 
 PYTHON = [sys.executable, "-c"]
 
@@ -62,15 +64,24 @@ def test_on_a_full_disk_the_old_file_stays(writer, tmp_path, monkeypatch):
     old = path.with_suffix(".safetensors") if writer == "weights" else path
     old.write_bytes(b'{"seed": 0}\n')
     monkeypatch.setattr(files, "open", lambda path, mode: Full(path, mode, room=10), raising=False)
-    with pytest.raises(StorageError, match="here.* cannot be written to: the disk is full; free some space"):
+    with pytest.raises(
+        StorageError, match="here.* cannot be written to: the disk is full; free some space"
+    ):
         WRITERS[writer](path)
     assert old.read_bytes() == b'{"seed": 0}\n'
-    assert {file.name for file in tmp_path.iterdir()} <= {old.name, lock_of(old).name}, "nothing half written is left"
+    assert {file.name for file in tmp_path.iterdir()} <= {old.name, lock_of(old).name}, (
+        "nothing half written is left"
+    )
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounts a file system of its own, as root")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/mounts").exists(),
+    reason="mounts a file system of its own, as root",
+)
 def test_a_disk_that_is_really_full(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         append_records(tmp_path / "records.jsonl", [{"seed": 0}])
@@ -80,7 +91,11 @@ def test_a_disk_that_is_really_full(tmp_path):
             save_model(SmallVGG("64 M 64", 4), tmp_path / "net.safetensors")
         assert [record["seed"] for record in load_records(tmp_path)] == [0]
         subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
-        for refused in (lambda: writable_dir(tmp_path / "new"), lambda: append_records(tmp_path / "records.jsonl", [{"seed": 2}]), lambda: run_dir(tmp_path)):
+        for refused in (
+            lambda: writable_dir(tmp_path / "new"),
+            lambda: append_records(tmp_path / "records.jsonl", [{"seed": 2}]),
+            lambda: run_dir(tmp_path),
+        ):
             with pytest.raises(StorageError, match="the disk is read-only"):
                 refused()
     finally:
@@ -89,9 +104,18 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 def test_a_full_disk_stops_a_run_that_can_go_on(teachers, tmp_path, monkeypatch):
     """The checkpoint of the tenth iteration is whole when that of the twentieth finds no room."""
+
     def run(path):
         dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=16))
-        return distill(teachers.ntl, SmallVGG("8 M 8", 4), synthesizer=dfq, iterations=30, config=DistillConfig(student_steps=1), checkpoint=path, checkpoint_every=10)
+        return distill(
+            teachers.ntl,
+            SmallVGG("8 M 8", 4),
+            synthesizer=dfq,
+            iterations=30,
+            config=DistillConfig(student_steps=1),
+            checkpoint=path,
+            checkpoint_every=10,
+        )
 
     whole, path, saved = run(None), tmp_path / "run", []
 
@@ -104,7 +128,12 @@ def test_a_full_disk_stops_a_run_that_can_go_on(teachers, tmp_path, monkeypatch)
         run(path)
     monkeypatch.undo()
     assert len(saved) == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.student.state_dict().values(), run(path).student.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            whole.student.state_dict().values(), run(path).student.state_dict().values()
+        )
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, as root")
@@ -114,8 +143,8 @@ def test_no_permission(tmp_path):
         folder.chmod(folder.stat().st_mode | 0o055)
     code = """if True:
         import os, sys
-        from atesc.files import StorageError, run_dir, writable_dir, write_file
-        from atesc.records import append_records
+        from atesc.inside.files import StorageError, run_dir, writable_dir, write_file
+        from atesc.inside.records import append_records
         os.setuid(65534)
         for refused in (lambda p: writable_dir(p + "/new"), run_dir, lambda p: write_file(p + "/x", "x"), lambda p: append_records(p + "/records.jsonl", [{}])):
             try:
@@ -124,33 +153,62 @@ def test_no_permission(tmp_path):
                 print(error)
         """
     done = subprocess.run([*PYTHON, code, tmp_path / "theirs"], capture_output=True, text=True)
-    assert done.stdout.count("you have no permission to write there; write elsewhere, or change the permissions") == 4, done.stdout + done.stderr
+    assert (
+        done.stdout.count(
+            "you have no permission to write there; write elsewhere, or change the permissions"
+        )
+        == 4
+    ), done.stdout + done.stderr
     assert not list((tmp_path / "theirs").iterdir())
 
 
-@pytest.mark.parametrize("path, said", [("/proc/atesc", "cannot be written to"), ("/dev/null/runs", "a part of the path is a file")])
+@pytest.mark.parametrize(
+    "path, said",
+    [("/proc/atesc", "cannot be written to"), ("/dev/null/runs", "a part of the path is a file")],
+)
 def test_folders_that_cannot_be(path, said):
     for ask in (writable_dir, run_dir):
-        with pytest.raises(StorageError, match=f"out '{path}' .*{said}" if said.startswith("a part") else said):
+        with pytest.raises(
+            StorageError, match=f"out '{path}' .*{said}" if said.startswith("a part") else said
+        ):
             ask(path)
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="out .*file' cannot be written to: a file of that name is in the way of a folder"):
+    with pytest.raises(
+        StorageError,
+        match="out .*file' cannot be written to: a file of that name is in the way of a folder",
+    ):
         run_dir(tmp_path / "file")
 
 
 def test_two_runs_into_one_folder(tmp_path):
     """The second is refused with one line, whether through the command or by papermill; when the first is dead, it is not."""
-    hold = "import sys, time; from atesc.files import run_dir; run_dir(sys.argv[1]); print('here', flush=True); time.sleep(60)"
+    hold = "import sys, time; from atesc.inside.files import run_dir; run_dir(sys.argv[1]); print('here', flush=True); time.sleep(60)"
     first = subprocess.Popen([*PYTHON, hold, tmp_path], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "here\n"
-    command = [*PYTHON, "import sys; from atesc.cli import main; sys.exit(main())", "run", "ood_trap", "--preset", "debug", "--out", tmp_path, "-p", "iterations", "1"]
+    command = [
+        *PYTHON,
+        "import sys; from atesc.app.cli import main; sys.exit(main())",
+        "run",
+        "ood_trap",
+        "--preset",
+        "debug",
+        "--out",
+        tmp_path,
+        "-p",
+        "iterations",
+        "1",
+    ]
     refused = subprocess.run(command, capture_output=True, text=True)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert refused.returncode == 2 and "is in use by another run" in refused.stderr and len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert (
+        refused.returncode == 2
+        and "is in use by another run" in refused.stderr
+        and len(refused.stderr.splitlines()) == 1
+    ), refused.stderr
     assert not list(tmp_path.rglob("records.jsonl"))
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -162,7 +220,14 @@ HUGE = 10**12  # images, of which no memory has room
 def big(objective=None, synthetic=16, student=16):
     dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=synthetic))
     objective = {} if objective is None else {"objective": objective}
-    return lambda teacher, task: distill(teacher, SmallVGG("8 M 8", 4), synthesizer=dfq, config=DistillConfig(batch_size=student), iterations=1, **objective)
+    return lambda teacher, task: distill(
+        teacher,
+        SmallVGG("8 M 8", 4),
+        synthesizer=dfq,
+        config=DistillConfig(batch_size=student),
+        iterations=1,
+        **objective,
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,9 +240,14 @@ def big(objective=None, synthetic=16, student=16):
     ids=["images", "student", "line-up"],
 )
 def test_out_of_memory_names_the_batch_size_to_try(run, name, teachers, task):
-    with pytest.raises(OutOfMemory, match=rf"out of memory with {name} = {HUGE}; try {name} = {HUGE // 2}, or smaller images and networks"):
+    with pytest.raises(
+        OutOfMemory,
+        match=rf"out of memory with {name} = {HUGE}; try {name} = {HUGE // 2}, or smaller images and networks",
+    ):
         run(teachers.ntl, task)
-    assert not teachers.ntl.training and all(parameter.requires_grad for parameter in teachers.ntl.parameters())
+    assert not teachers.ntl.training and all(
+        parameter.requires_grad for parameter in teachers.ntl.parameters()
+    )
 
 
 def test_out_of_memory_while_a_teacher_is_trained(task):
@@ -185,7 +255,10 @@ def test_out_of_memory_while_a_teacher_is_trained(task):
         def forward(self, images):
             return super().forward(images.repeat(HUGE, 1, 1, 1))
 
-    with pytest.raises(OutOfMemory, match="out of memory with TeacherConfig.batch_size = 64; try TeacherConfig.batch_size = 32"):
+    with pytest.raises(
+        OutOfMemory,
+        match="out of memory with TeacherConfig.batch_size = 64; try TeacherConfig.batch_size = 32",
+    ):
         train_sl(task, Greedy("8 M 8", 4), TeacherConfig(epochs=1))
 
 
@@ -200,7 +273,7 @@ def test_other_errors_are_not_called_out_of_memory(task):
 
 WRITE = """if True:
     import sys
-    from atesc.records import append_records
+    from atesc.inside.records import append_records
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(int(sys.argv[3])):
@@ -212,7 +285,16 @@ WRITE = """if True:
 def test_eight_processes_write_and_one_is_killed(tmp_path):
     """8 x 200 records into one folder; process 3 is killed in the middle, and only what it had not written is missing."""
     command = [*PYTHON, WRITE, tmp_path]
-    writers = [subprocess.Popen([*command, f"process {n}", "200"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for n in range(8)]
+    writers = [
+        subprocess.Popen(
+            [*command, f"process {n}", "200"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(8)
+    ]
     assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 8
     for writer in writers:
         writer.stdin.write("go\n")
@@ -232,7 +314,11 @@ def test_eight_processes_write_and_one_is_killed(tmp_path):
         if n != 3:
             assert len(mine) == 200
         else:
-            assert 61 <= len(mine) < 200 and len(mine) - 60 - len(told[3]) in (1, 2), "all that it was told are written, and at most one more"
+            assert 61 <= len(mine) < 200 and len(mine) - 60 - len(told[3]) in (1, 2), (
+                "all that it was told are written, and at most one more"
+            )
     assert len(load_records(tmp_path)) == len(found)
     append_records(tmp_path / "records.jsonl", [{"experiment": "after"}])
-    assert {file.name for file in tmp_path.iterdir()} == {"records.jsonl", ".records.jsonl.lock"}, "what the dead process had begun is cleared away"
+    assert {file.name for file in tmp_path.iterdir()} == {"records.jsonl", ".records.jsonl.lock"}, (
+        "what the dead process had begun is cleared away"
+    )

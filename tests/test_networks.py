@@ -1,4 +1,5 @@
 """VGG and ResNet for small images: depths, widths, shapes, hooks, names, files."""
+
 import json
 
 import pytest
@@ -7,10 +8,11 @@ from torch import nn
 from torchvision.models import resnet18, resnet34, vgg11_bn, vgg13_bn
 from torchvision.models.resnet import BasicBlock
 
-from atesc.archive import WeightsError
-from atesc.core import ConfigError
-from atesc.networks import NETWORKS, PAIRS, DeepVGG, SmallResNet, SmallVGG, build_network, count_passes, frozen, observe
-from atesc.teacher import load_model, save_model
+from atesc.inside.archive import WeightsError
+from atesc.inside.errors import ConfigError
+from atesc.teachers.networks import NETWORKS, PAIRS, DeepVGG, SmallResNet, SmallVGG, build_network
+from atesc.teachers.observation import count_passes, frozen, observe
+from atesc.teachers.saved import load_model, save_model
 
 NAMES = ["vgg11", "vgg13", "resnet18", "resnet34"]
 ORIGINALS = {"vgg11": vgg11_bn, "vgg13": vgg13_bn, "resnet18": resnet18, "resnet34": resnet34}
@@ -19,7 +21,11 @@ PLANS = ["8 M 16", "16"]
 
 def kernels(network, size):
     """Shapes of the convolutions with larger kernels than `size`, in order."""
-    return [tuple(m.weight.shape) for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > size]
+    return [
+        tuple(m.weight.shape)
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size[0] > size
+    ]
 
 
 def same_weights(a, b):
@@ -44,7 +50,9 @@ def test_shapes_features_and_statistics(name, size):
         assert torch.allclose(network.classifier(seen.features), seen.logits, atol=1e-5)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [layer for *_, layer in seen.statistics] == layers  # each once, in the order of the pass
-    assert all(mean.shape == var.shape == layer.running_mean.shape for mean, var, layer in seen.statistics)
+    assert all(
+        mean.shape == var.shape == layer.running_mean.shape for mean, var, layer in seen.statistics
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +64,10 @@ def test_the_published_network_at_width_one(name):
         assert theirs[0] == (64, 3, 7, 7)
         theirs[0] = (64, 3, 3, 3)
     assert kernels(mine, 0) == theirs
-    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) for network in (mine, original)]
+    norms = [
+        sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+        for network in (mine, original)
+    ]
     assert norms[0] == norms[1]
     assert mine.classifier.in_features == (512 if name.startswith("resnet") else 4 * 512)
 
@@ -66,7 +77,9 @@ def test_the_blocks_are_those_of_torchvision(name):
     mine = [m for m in build_network(name, 4, width=1 / 8).modules() if isinstance(m, BasicBlock)]
     theirs = [m for m in ORIGINALS[name]().modules() if isinstance(m, BasicBlock)]
     assert all(type(m) is BasicBlock for m in mine)
-    assert [(m.stride, m.downsample is None) for m in mine] == [(m.stride, m.downsample is None) for m in theirs]
+    assert [(m.stride, m.downsample is None) for m in mine] == [
+        (m.stride, m.downsample is None) for m in theirs
+    ]
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg13"])
@@ -75,7 +88,10 @@ def test_the_stages_are_those_of_torchvision(name):
     assert [type(m) for m in mine] == [type(m) for m in theirs]
 
 
-@pytest.mark.parametrize("name, size, pools", [("vgg11", 8, 2), ("vgg11", 16, 3), ("vgg13", 32, 4), ("vgg13", 64, 5), ("vgg11", 24, 3)])
+@pytest.mark.parametrize(
+    "name, size, pools",
+    [("vgg11", 8, 2), ("vgg11", 16, 3), ("vgg13", 32, 4), ("vgg13", 64, 5), ("vgg11", 24, 3)],
+)
 def test_vgg_stops_pooling_at_two_by_two(name, size, pools):
     network, ran, last = build_network(name, 4, width=1 / 8), [], []
     for layer in network.features:
@@ -89,11 +105,15 @@ def test_vgg_stops_pooling_at_two_by_two(name, size, pools):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_width_scales_every_layer(name):
     whole, quarter = build_network(name, 10), build_network(name, 10, width=0.25)
-    for (key, a), (other, b) in zip(whole.named_parameters(), quarter.named_parameters(), strict=True):
+    for (key, a), (other, b) in zip(
+        whole.named_parameters(), quarter.named_parameters(), strict=True
+    ):
         assert key == other
         assert b.shape[0] == (10 if key.startswith("classifier") else a.shape[0] // 4)
     odd = build_network(name, 10, width=0.3)
-    assert [shape[0] for shape in kernels(odd, 1)] == [round(0.3 * shape[0]) for shape in kernels(whole, 1)]
+    assert [shape[0] for shape in kernels(odd, 1)] == [
+        round(0.3 * shape[0]) for shape in kernels(whole, 1)
+    ]
     smallest = build_network(name, 10, width=1 / 64)
     assert smallest(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
@@ -124,7 +144,11 @@ def test_input_is_shifted_and_memory_is_channels_last(name):
     images = torch.rand(2, 3, 16, 16)
     network(images)
     assert torch.allclose(given[0], 2 * images - 1)
-    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.weight.is_contiguous(memory_format=torch.channels_last)
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +162,11 @@ def test_gradients_are_finite_and_reach_everything(name, training):
     for key, value in [("images", images), *network.named_parameters()]:
         assert torch.isfinite(value.grad).all(), key
     assert images.grad.abs().sum() > 0
-    assert all(m.weight.grad.abs().sum() > 0 for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    assert all(
+        m.weight.grad.abs().sum() > 0
+        for m in network.modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear))
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,7 +188,10 @@ def test_a_few_steps_learn(name):
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("vgg12", "unknown network 'vgg12'; known: vgg11, vgg13, resnet18, resnet34. Did you mean 'vgg1"),
+        (
+            "vgg12",
+            "unknown network 'vgg12'; known: vgg11, vgg13, resnet18, resnet34. Did you mean 'vgg1",
+        ),
         ("resnet43", "Did you mean 'resnet34'?"),
         ("vgg-11", "Did you mean 'vgg11'?"),
         ("alexnet", "unknown network 'alexnet'"),
@@ -173,7 +204,9 @@ def test_unknown_names(name, text):
     assert text in str(error.value)
 
 
-@pytest.mark.parametrize("make", [DeepVGG, SmallResNet, lambda **k: build_network("8 M 8", **{"num_classes": 4, **k})])
+@pytest.mark.parametrize(
+    "make", [DeepVGG, SmallResNet, lambda **k: build_network("8 M 8", **{"num_classes": 4, **k})]
+)
 def test_wrong_settings(make):
     with pytest.raises(ConfigError, match="width must be 0.015625 to 16, got 0"):
         make(width=0)
@@ -190,12 +223,18 @@ def test_each_class_knows_its_own_names():
         build_network("resnet18", 4, batch_norm=False)
 
 
-@pytest.mark.parametrize("name, settings", [*((name, {}) for name in [*NAMES, *PLANS]), ("8 M 8", {"batch_norm": False})])
+@pytest.mark.parametrize(
+    "name, settings", [*((name, {}) for name in [*NAMES, *PLANS]), ("8 M 8", {"batch_norm": False})]
+)
 def test_saved_and_rebuilt(name, settings, tmp_path):
     network = build_network(name, 5, width=1 / 8, seed=9, **settings)
     network(torch.rand(8, 3, 16, 16))  # running statistics of its own
     loaded = load_model(save_model(network, tmp_path / "network.safetensors"))
-    assert type(loaded) is type(network) and loaded.config == network.config and same_weights(loaded, network)
+    assert (
+        type(loaded) is type(network)
+        and loaded.config == network.config
+        and same_weights(loaded, network)
+    )
     assert not loaded.training
     images = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
@@ -236,6 +275,8 @@ def test_a_subclass_is_not_rebuilt_as_its_parent(tmp_path):
             return -super().forward(images)
 
     path = save_model(Mine("8 M 8", 4), tmp_path / "mine.safetensors")
-    with pytest.raises(ValueError, match=r"holds a Mine, which atesc cannot build: pass model=Mine\(...\)"):
+    with pytest.raises(
+        ValueError, match=r"holds a Mine, which atesc cannot build: pass model=Mine\(...\)"
+    ):
         load_model(path)
     assert type(load_model(path, Mine("8 M 8", 4, seed=1))) is Mine

@@ -1,4 +1,5 @@
 """Leakage: every figure against an oracle, and an attack that must find what a memorising network remembers."""
+
 import itertools
 from dataclasses import replace
 
@@ -11,17 +12,27 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from atesc.core import ConfigError
-from atesc.runtime import seeded
-from atesc.domain_eval import features_of
-from atesc.domains import ImageSet
-from atesc.networks import SmallVGG
-from atesc.presets import PRESETS
-from atesc.privacy import (
-    FPRS, RealImages, attack_report, chance_std, halves, lira, nearest_members, part_of, roc, scaled_confidence, standardised,
-)  # fmt: skip
-from atesc.tasks import load_task
-from atesc.teacher import TeacherConfig, train_sl
+from atesc.data.domains import ImageSet
+from atesc.data.tasks import load_task
+from atesc.inside.errors import ConfigError
+from atesc.inside.runtime import seeded
+from atesc.study.domain_eval import features_of
+from atesc.study.presets import PRESETS
+from atesc.study.privacy import (
+    FPRS,
+    RealImages,
+    attack_report,
+    chance_std,
+    halves,
+    lira,
+    nearest_members,
+    part_of,
+    roc,
+    scaled_confidence,
+    standardised,
+)
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.training import TeacherConfig, train_sl
 
 
 def scores_and_members(n=400, levels=None):
@@ -34,7 +45,9 @@ def scores_and_members(n=400, levels=None):
 @pytest.mark.parametrize("levels", [None, 2])
 def test_the_area_and_the_curve_are_those_of_scikit_learn(levels):
     scores, inside = scores_and_members(levels=levels)
-    assert attack_report(scores, inside)["auroc"] == pytest.approx(100 * roc_auc_score(inside, scores))
+    assert attack_report(scores, inside)["auroc"] == pytest.approx(
+        100 * roc_auc_score(inside, scores)
+    )
     false, true, _ = roc_curve(inside, scores, drop_intermediate=False)
     ours = roc(scores, inside)
     np.testing.assert_allclose(ours[0], false)
@@ -47,7 +60,11 @@ def test_the_tpr_at_an_fpr_is_the_best_of_all_thresholds(levels):
 
     def best(fpr):
         cuts = [scores >= cut for cut in [*scores.tolist(), float("inf")]]
-        return max(100 * c[inside].float().mean().item() for c in cuts if 100 * c[~inside].float().mean().item() <= fpr + 1e-4)
+        return max(
+            100 * c[inside].float().mean().item()
+            for c in cuts
+            if 100 * c[~inside].float().mean().item() <= fpr + 1e-4
+        )
 
     report = attack_report(scores, inside)
     assert report["tpr"] == pytest.approx(best(1), abs=1e-3)
@@ -64,7 +81,10 @@ def test_scores_that_know_nothing_spread_as_they_should():
 
 def test_the_likelihood_ratio_is_that_of_the_fitted_gaussians():
     inside = halves(50, 8, seed=0)
-    shadows, target = torch.randn(8, 50, dtype=torch.float64) + 2 * inside, torch.randn(50, dtype=torch.float64)
+    shadows, target = (
+        torch.randn(8, 50, dtype=torch.float64) + 2 * inside,
+        torch.randn(50, dtype=torch.float64),
+    )
     expected = 0
     for side, sign in ((inside, 1), (~inside, -1)):
         own = [shadows[side[:, i], i].numpy() for i in range(50)]
@@ -81,7 +101,9 @@ def test_with_many_shadows_the_ratio_is_the_one_in_closed_form():
     ratio = lira(said[0], said[2:], inside[2:])
     exact = 2 * (said[0] - easy) - 2
     assert (ratio - exact).abs().mean() < 0.25 and np.corrcoef(ratio, exact)[0, 1] > 0.99
-    assert attack_report(ratio, inside[0])["auroc"] == pytest.approx(100 * norm.cdf(2**0.5), abs=4 * chance_std(n // 2, n // 2))
+    assert attack_report(ratio, inside[0])["auroc"] == pytest.approx(
+        100 * norm.cdf(2**0.5), abs=4 * chance_std(n // 2, n // 2)
+    )
 
 
 def test_variances_of_members_and_others_are_kept_apart():
@@ -98,7 +120,9 @@ def test_nearest_is_what_scikit_learn_finds(change):
     found = nearest_members(images, members, others)
     both = torch.cat([members, others]).flatten(1)
     distances, places = NearestNeighbors(n_neighbors=1).fit(both).kneighbors(images.flatten(1))
-    assert found.share == pytest.approx(100 * (places < 40).mean(), abs=0.5)  # an image with two nearest ones may be counted otherwise
+    assert found.share == pytest.approx(
+        100 * (places < 40).mean(), abs=0.5
+    )  # an image with two nearest ones may be counted otherwise
     assert found.distinct == pytest.approx(len(np.unique(places)), abs=1)
     for part, median in ((members, found.to_members), (others, found.to_others)):
         own, _ = NearestNeighbors(n_neighbors=1).fit(part.flatten(1)).kneighbors(images.flatten(1))
@@ -109,11 +133,17 @@ def test_chance_is_the_spread_over_all_splits():
     """Brute force: every way to call 4 of 8 images members. Most synthetic images crowd around one of them, so a binomial interval would be too narrow."""
     real = torch.randn(8, 5)
     images = torch.cat([real[0] + 0.1 * torch.randn(20, 5), torch.randn(20, 5)])
-    splits = [torch.isin(torch.arange(8), torch.tensor(chosen)) for chosen in itertools.combinations(range(8), 4)]
+    splits = [
+        torch.isin(torch.arange(8), torch.tensor(chosen))
+        for chosen in itertools.combinations(range(8), 4)
+    ]
     found = [nearest_members(images, real[inside], real[~inside]) for inside in splits]
     shares = np.array([each.share for each in found])
     assert shares.mean() == pytest.approx(50)
-    assert shares.std() == pytest.approx(found[0].chance) and found[0].chance > 2 * 100 * (0.25 / 40) ** 0.5
+    assert (
+        shares.std() == pytest.approx(found[0].chance)
+        and found[0].chance > 2 * 100 * (0.25 / 40) ** 0.5
+    )
 
 
 def test_ties_are_shared_and_the_order_of_groups_does_not_matter():
@@ -128,8 +158,12 @@ def test_ties_are_shared_and_the_order_of_groups_does_not_matter():
 def test_scores_do_not_depend_on_the_order_of_images(task):
     model, data = SmallVGG("8 M 16", 4), task.id.train
     inside, order = halves(len(data), 6, seed=0), torch.randperm(len(data))
-    shadows = torch.stack([scaled_confidence(SmallVGG("8 M 16", 4, seed=k), data) for k in range(6)])
-    again = scaled_confidence(model, ImageSet(data.images[order], data.labels[order]), batch_size=50)
+    shadows = torch.stack(
+        [scaled_confidence(SmallVGG("8 M 16", 4, seed=k), data) for k in range(6)]
+    )
+    again = scaled_confidence(
+        model, ImageSet(data.images[order], data.labels[order]), batch_size=50
+    )
     said = scaled_confidence(model, data)
     torch.testing.assert_close(again, said[order], atol=1e-5, rtol=1e-5)
     ratio = lira(standardised(said), standardised(shadows), inside)
@@ -142,7 +176,9 @@ def test_scores_do_not_depend_on_the_order_of_images(task):
 def test_confidence_does_not_saturate():
     class Sure(nn.Module):
         def forward(self, images):
-            return torch.tensor([[200.0, 0, 0]]).repeat(len(images), 1) + images.mean((1, 2, 3))[:, None] * torch.tensor([1.0, 0, 0])
+            return torch.tensor([[200.0, 0, 0]]).repeat(len(images), 1) + images.mean((1, 2, 3))[
+                :, None
+            ] * torch.tensor([1.0, 0, 0])
 
     images = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 8, 8)
     said = scaled_confidence(Sure(), ImageSet(images, torch.zeros(5, dtype=torch.int64)))
@@ -162,12 +198,19 @@ def dense(seed):
 
 def test_a_memorising_network_is_found_out_and_a_random_one_is_not(task):
     data, inside = noise(120), halves(120, 10, seed=0)
-    whole, config = replace(task, id=replace(task.id, train=data)), TeacherConfig(epochs=40, batch_size=20, lr=1e-2)
-    models = [train_sl(part_of(whole, half), dense(k), config, seed=k) for k, half in enumerate(inside)]
+    whole, config = (
+        replace(task, id=replace(task.id, train=data)),
+        TeacherConfig(epochs=40, batch_size=20, lr=1e-2),
+    )
+    models = [
+        train_sl(part_of(whole, half), dense(k), config, seed=k) for k, half in enumerate(inside)
+    ]
     said = torch.stack([scaled_confidence(model, data) for model in models])
     assert (said[0] > 0)[inside[0]].float().mean() > 0.9, "the noise is learnt by heart"
     by_loss = attack_report(said[0], inside[0])
-    by_ratio = attack_report(lira(standardised(said[0]), standardised(said[2:]), inside[2:]), inside[0])
+    by_ratio = attack_report(
+        lira(standardised(said[0]), standardised(said[2:]), inside[2:]), inside[0]
+    )
     assert by_loss["auroc"] > 80 and by_ratio["auroc"] > 90 and by_ratio["tpr"] > 10
     fresh = scaled_confidence(dense(100), data)
     for scores in (fresh, lira(standardised(fresh), standardised(said[2:]), inside[2:])):
@@ -178,10 +221,15 @@ def test_a_generator_that_copies_is_found_out_and_noise_is_not(task):
     data = task.id.train
     inside = halves(len(data), 2, seed=0)[0]
     members, others = data.images[inside], data.images[~inside]
-    copies = (members[torch.randint(len(members), (200,))] + 0.02 * torch.randn(200, 3, 8, 8)).clamp(0, 1)
+    copies = (
+        members[torch.randint(len(members), (200,))] + 0.02 * torch.randn(200, 3, 8, 8)
+    ).clamp(0, 1)
     teacher = SmallVGG("8 M 16", 4)
     for space in (lambda x: x, lambda x: features_of(teacher, x)):
-        leak, none = (nearest_members(space(images), space(members), space(others)) for images in (copies, torch.rand(200, 3, 8, 8)))
+        leak, none = (
+            nearest_members(space(images), space(members), space(others))
+            for images in (copies, torch.rand(200, 3, 8, 8))
+        )
         assert leak.share - 50 > 5 * leak.chance and leak.to_members < leak.to_others
         assert abs(none.share - 50) < 3 * none.chance
 
@@ -205,7 +253,11 @@ def test_ood_images_of_another_data_set_stay(task):
 
 def test_halves_are_balanced_and_do_not_depend_on_how_many_are_asked_for():
     few, many = halves(101, 4, seed=5), halves(101, 16, seed=5)
-    assert torch.equal(many[:4], few) and (many.sum(0) == 8).all() and not torch.equal(few, halves(101, 4, seed=6))
+    assert (
+        torch.equal(many[:4], few)
+        and (many.sum(0) == 8).all()
+        and not torch.equal(few, halves(101, 4, seed=6))
+    )
     assert sorted(few.sum(1).unique().tolist()) == [50, 51]
 
 
@@ -214,10 +266,22 @@ def test_halves_are_balanced_and_do_not_depend_on_how_many_are_asked_for():
     [
         (lambda: halves(1, 2, 0), ConfigError, "halves: n must be at least 2, got 1"),
         (lambda: halves(9, 5, 0), ValueError, "count must be at least 2, a multiple of 2, got 5"),
-        (lambda: roc(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])), ValueError, "scores must be finite"),
+        (
+            lambda: roc(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])),
+            ValueError,
+            "scores must be finite",
+        ),
         (lambda: roc(torch.rand(3), torch.zeros(3, dtype=torch.bool)), ValueError, "got 0 and 3"),
-        (lambda: features_of(nn.Flatten(), torch.rand(2, 3, 8, 8)), ValueError, "ends in a linear layer"),
-        (lambda: nearest_members(torch.rand(3, 4), torch.rand(3, 5), torch.rand(3, 5)), ValueError, r"\[3, 4\], \[3, 5\]"),
+        (
+            lambda: features_of(nn.Flatten(), torch.rand(2, 3, 8, 8)),
+            ValueError,
+            "ends in a linear layer",
+        ),
+        (
+            lambda: nearest_members(torch.rand(3, 4), torch.rand(3, 5), torch.rand(3, 5)),
+            ValueError,
+            r"\[3, 4\], \[3, 5\]",
+        ),
         (lambda: RealImages(torch.rand(2, 3, 8, 8) + 1), ValueError, r"must lie in \[0,1\]"),
     ],
 )
@@ -229,7 +293,9 @@ def test_wrong_use_is_named(wrong, error, text):
 def test_real_images_come_with_the_teachers_answers():
     images, teacher = torch.rand(10, 3, 8, 8), SmallVGG("8", 4).eval()
     batch = RealImages(images, 6).update(teacher, None)
-    assert len(batch) == 6 and all((images == image).flatten(1).all(1).any() for image in batch.images)
+    assert len(batch) == 6 and all(
+        (images == image).flatten(1).all(1).any() for image in batch.images
+    )
     torch.testing.assert_close(batch.logits, teacher(batch.images).detach())
     assert not (batch.decoy.any() or batch.score.any() or batch.logits.requires_grad)
     assert F.mse_loss(RealImages(images).sample(500).mean(0), images.mean(0)) < 1e-3

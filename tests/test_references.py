@@ -1,13 +1,16 @@
 """The maths against plain formulas, written as loops over single samples."""
+
 import math
 
 import pytest
 import torch
 
-from atesc.networks import SmallVGG, observe
-from atesc.splitter import margin
-from atesc.synthesis import balance, batchnorm_loss, kl_divergence
-from atesc.teacher import TeacherConfig, mmd, ntl_loss
+from atesc.method.splitter import margin
+from atesc.synthesis.losses import balance, batchnorm_loss, kl_divergence
+from atesc.teachers.mmd import mmd
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import observe
+from atesc.teachers.training import TeacherConfig, ntl_loss
 
 
 def reference_mmd(a, b):
@@ -57,17 +60,26 @@ def test_batchnorm_loss():
                     values = x[:, c].flatten().tolist()
                     mean = sum(values) / len(values)
                     means.append(mean - layer.running_mean[c].item())
-                    variances.append(sum((v - mean) ** 2 for v in values) / len(values) - layer.running_var[c].item())
-                expected += math.sqrt(sum(m * m for m in means)) + math.sqrt(sum(v * v for v in variances))
+                    variances.append(
+                        sum((v - mean) ** 2 for v in values) / len(values)
+                        - layer.running_var[c].item()
+                    )
+                expected += math.sqrt(sum(m * m for m in means)) + math.sqrt(
+                    sum(v * v for v in variances)
+                )
             x = layer(x)
-        assert batchnorm_loss(observe(net, images).statistics).item() == pytest.approx(expected, rel=1e-4)
+        assert batchnorm_loss(observe(net, images).statistics).item() == pytest.approx(
+            expected, rel=1e-4
+        )
 
 
 def test_kl_balance_margin():
     t, s = torch.randn(3, 4), torch.randn(3, 4)
     p, q = t.softmax(1).tolist(), s.softmax(1).tolist()
     for i, value in enumerate(kl_divergence(t, s).tolist()):
-        assert value == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p[i], q[i])), abs=1e-5)
+        assert value == pytest.approx(
+            sum(a * math.log(a / b) for a, b in zip(p[i], q[i])), abs=1e-5
+        )
     mean = [sum(row[k] for row in p) / 3 for k in range(4)]
     assert balance(t).item() == pytest.approx(-sum(m * math.log(m) for m in mean), abs=1e-5)
     assert margin(torch.tensor([[3.0, 1.0, 2.5]]), torch.tensor([0])).item() == pytest.approx(0.5)

@@ -1,4 +1,5 @@
 """Interrupted runs: the same call goes on, to the same weights bit for bit; another call is refused."""
+
 import json
 import os
 import signal
@@ -12,20 +13,22 @@ import pytest
 import torch
 from torch import nn
 
-from atesc.checkpoint import CheckpointError, CheckpointWarning, fingerprint
-from atesc.cmi import CMI, CMIConfig
-from atesc.core import InputError
-from atesc.decoy import DecoyConfig, Decoys
-from atesc.distill import DistillConfig, Watch, distill
-from atesc.escape import ATEsc, CalibratedKD, PlainKD
-from atesc.files import StorageError
-from atesc.generator import BigGANGenerator, DCGANGenerator
-from atesc.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
-from atesc.networks import SmallVGG
-from atesc.rivals import CalibratedSplitter, FeatureSplitter, RandomSplitter
-from atesc.splitter import PGDSplitter, Splitter
-from atesc.synthesis import DFQ, Batch, DFQConfig
-from atesc.teacher import TeacherConfig, train_ntl, train_sl
+from atesc.inside.checkpoint import CheckpointError, CheckpointWarning, fingerprint
+from atesc.inside.errors import InputError
+from atesc.inside.files import StorageError
+from atesc.method.decoys import DecoyConfig, Decoys
+from atesc.method.distill import DistillConfig, distill
+from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.rivals import CalibratedSplitter, FeatureSplitter, RandomSplitter
+from atesc.method.splitter import PGDSplitter, Splitter
+from atesc.method.watch import Watch
+from atesc.synthesis.batch import Batch
+from atesc.synthesis.cmi import CMI, CMIConfig
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import BigGANGenerator, DCGANGenerator
+from atesc.synthesis.nayer import NAYER, NAYERConfig, NoisyGenerator, orthogonal_embedding
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.training import TeacherConfig, train_ntl, train_sl
 
 ROOT = Path(__file__).parents[1]
 TRAPPED = DecoyConfig(probe=6, per_class=2, batch_size=8, generators=2, join=1.0)
@@ -37,9 +40,13 @@ def generator(kind=DCGANGenerator, **named):
 
 SYNTHESIZERS = {
     "dfq": lambda: DFQ(generator(), DFQConfig(batch_size=16)),
-    "dfq, conditional": lambda: DFQ(generator(BigGANGenerator, num_classes=4), DFQConfig(batch_size=16)),
+    "dfq, conditional": lambda: DFQ(
+        generator(BigGANGenerator, num_classes=4), DFQConfig(batch_size=16)
+    ),
     "cmi": lambda: CMI(generator(), CMIConfig(steps=3, batch_size=16, bank=24)),
-    "nayer": lambda: NAYER(NoisyGenerator(generator(), orthogonal_embedding(4, 8)), NAYERConfig(steps=3, batch_size=16)),
+    "nayer": lambda: NAYER(
+        NoisyGenerator(generator(), orthogonal_embedding(4, 8)), NAYERConfig(steps=3, batch_size=16)
+    ),
 }
 OBJECTIVES = {
     "plain": PlainKD,
@@ -66,21 +73,38 @@ class Stop:
 
 
 def run(teacher, path, synthesizer="dfq", objective="plain", stop=0, **changes):
-    settings = {"iterations": 7, "config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1), "eval_every": 1, "checkpoint_every": 100, "seed": 3}
+    settings = {
+        "iterations": 7,
+        "config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1),
+        "eval_every": 1,
+        "checkpoint_every": 100,
+        "seed": 3,
+    }
     return distill(
-        teacher, SmallVGG("8 M 8", 4, seed=1), synthesizer=SYNTHESIZERS[synthesizer](), objective=OBJECTIVES[objective](), checkpoint=path,
+        teacher,
+        SmallVGG("8 M 8", 4, seed=1),
+        synthesizer=SYNTHESIZERS[synthesizer](),
+        objective=OBJECTIVES[objective](),
+        checkpoint=path,
         **{**settings, "evaluate": Stop(stop), **changes},
-    )  # fmt: skip
+    )
 
 
 def outcome(result):
-    return result.curve, result.passes, result.warnings, [value.tolist() for value in result.student.state_dict().values()]
+    return (
+        result.curve,
+        result.passes,
+        result.warnings,
+        [value.tolist() for value in result.student.state_dict().values()],
+    )
 
 
 @pytest.fixture
 def trapped(monkeypatch):
     """Class 0 is found to be a trap."""
-    monkeypatch.setattr(Decoys, "traps", property(lambda self: torch.tensor([True, False, False, False])))
+    monkeypatch.setattr(
+        Decoys, "traps", property(lambda self: torch.tensor([True, False, False, False]))
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -93,7 +117,9 @@ def test_ctrl_c_and_the_same_call_again(synthesizer, objective, teachers, tmp_pa
         run(teachers.ntl, path, synthesizer, objective, stop=4)
     assert outcome(run(teachers.ntl, path, synthesizer, objective)) == outcome(whole)
     again = run(teachers.ntl, path, synthesizer, objective, stop=1)
-    assert outcome(again) == outcome(whole) and again.seconds > 0, "a finished run is read, not run: nothing is evaluated"
+    assert outcome(again) == outcome(whole) and again.seconds > 0, (
+        "a finished run is read, not run: nothing is evaluated"
+    )
     assert not again.student.training
 
 
@@ -117,9 +143,17 @@ def test_the_cell_of_a_notebook_run_again(teachers, tmp_path):
 
     def cell(stop):
         return distill(
-            teachers.ntl, student, synthesizer=dfq, objective=objective, iterations=7, eval_every=1, seed=3, evaluate=Stop(stop), checkpoint=tmp_path / "run",
+            teachers.ntl,
+            student,
+            synthesizer=dfq,
+            objective=objective,
+            iterations=7,
+            eval_every=1,
+            seed=3,
+            evaluate=Stop(stop),
+            checkpoint=tmp_path / "run",
             config=DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1),
-        )  # fmt: skip
+        )
 
     for stop in (2, 3):
         with pytest.raises(KeyboardInterrupt):
@@ -136,7 +170,10 @@ def test_a_second_ctrl_c_does_not_wait(teachers, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", evaluate=Impatient(1))
-    assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (
+        not (tmp_path / "run").exists()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 def test_without_a_checkpoint_ctrl_c_is_as_ever(teachers):
@@ -149,7 +186,10 @@ CHANGES = {
     "iterations": ({"iterations": 9}, "iterations is 7 there, 9 here"),
     "seed": ({"seed": 4}, "seed is 3 there, 4 here"),
     "eval_every": ({"eval_every": 2}, "eval_every is 1 there, 2 here"),
-    "learning rate": ({"config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1, lr=1e-3)}, "config.lr is 0.002 there, 0.001 here"),
+    "learning rate": (
+        {"config": DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1, lr=1e-3)},
+        "config.lr is 0.002 there, 0.001 here",
+    ),
     "objective": ({"objective": "ckd"}, "objective.type is PlainKD there, CalibratedKD here"),
     "synthesizer": ({"synthesizer": "cmi"}, "synthesizer.type is DFQ there, CMI here"),
 }
@@ -172,11 +212,23 @@ def test_other_networks_are_another_run(teachers, tmp_path):
     with pytest.raises(CheckpointError, match=r"teacher\.weights is \w{12} there, \w{12} here"):
         run(teachers.sl, tmp_path / "run")
     for student, said in (
-        (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here"), (nn.Sequential(SmallVGG("8 M 8", 4, seed=1)), "student.type is SmallVGG there, Sequential here"),
+        (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here"),
+        (
+            nn.Sequential(SmallVGG("8 M 8", 4, seed=1)),
+            "student.type is SmallVGG there, Sequential here",
+        ),
         (SmallVGG("8 M 8", 4, batch_norm=False), "student.tensors is 16 there, 6 here"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(CheckpointError) as refused:
-            distill(teachers.ntl, student, synthesizer=SYNTHESIZERS["dfq"](), iterations=7, seed=3, eval_every=1, checkpoint=tmp_path / "run")
+            distill(
+                teachers.ntl,
+                student,
+                synthesizer=SYNTHESIZERS["dfq"](),
+                iterations=7,
+                seed=3,
+                eval_every=1,
+                checkpoint=tmp_path / "run",
+            )
         assert said in str(refused.value)
 
 
@@ -185,18 +237,30 @@ def test_a_student_built_from_no_seed_is_no_reason_to_lose_a_night(teachers, tmp
     whole = run(teachers.ntl, None)
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", stop=2)
-    with pytest.warns(CheckpointWarning, match=r"student\.first weights is \w{12} there, \w{12} here; the run goes on with the weights in the checkpoint"):
+    with pytest.warns(
+        CheckpointWarning,
+        match=r"student\.first weights is \w{12} there, \w{12} here; the run goes on with the weights in the checkpoint",
+    ):
         again = distill(
-            teachers.ntl, SmallVGG("8 M 8", 4, seed=9), synthesizer=SYNTHESIZERS["dfq"](), iterations=7, eval_every=1, seed=3, evaluate=Stop(0), checkpoint=tmp_path / "run",
+            teachers.ntl,
+            SmallVGG("8 M 8", 4, seed=9),
+            synthesizer=SYNTHESIZERS["dfq"](),
+            iterations=7,
+            eval_every=1,
+            seed=3,
+            evaluate=Stop(0),
+            checkpoint=tmp_path / "run",
             config=DistillConfig(student_steps=2, batch_size=16, pool=40, shift=1),
-        )  # fmt: skip
+        )
     assert outcome(again) == outcome(whole)
 
 
 def test_another_version_of_torch_is_another_run(teachers, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", stop=2)
-    monkeypatch.setattr("atesc.checkpoint.versions", lambda: {"atesc": "0.1.0", "torch": "9.9"})
+    monkeypatch.setattr(
+        "atesc.inside.checkpoint.versions", lambda: {"atesc": "0.1.0", "torch": "9.9"}
+    )
     with pytest.raises(CheckpointError, match="versions.torch is .* there, 9.9 here"):
         run(teachers.ntl, tmp_path / "run")
 
@@ -260,7 +324,10 @@ def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatc
             raise AssertionError("not reached")
 
     monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
-    with pytest.raises(InputError, match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must have the method state_dict, got"):
+    with pytest.raises(
+        InputError,
+        match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must have the method state_dict, got",
+    ):
         run(teachers.ntl, tmp_path / "run", synthesizer="fixed")
 
 
@@ -288,21 +355,33 @@ def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {batch}; "):
         train(task, model, config, checkpoint=path)
     again = train(task, AtStep("8 M 8", 4), config, checkpoint=path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values())
+    )
     with pytest.raises(CheckpointError, match="config.epochs is 4 there, 5 here"):
         train(task, AtStep("8 M 8", 4), TeacherConfig(epochs=5), checkpoint=path)
-    brighter = replace(task, id=replace(task.id, train=replace(task.id.train, images=task.id.train.images.sqrt())))
+    brighter = replace(
+        task, id=replace(task.id, train=replace(task.id.train, images=task.id.train.images.sqrt()))
+    )
     with pytest.raises(CheckpointError, match="data is"):
         train(brighter, AtStep("8 M 8", 4), config, checkpoint=path)
 
 
 def test_sigkill_at_random_moments():
     """In processes of their own. `tests/kills.py` tells what each went on from."""
-    done = subprocess.run([sys.executable, ROOT / "tests/kills.py", "20"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/kills.py", "20"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     print(done.stdout)
-    assert counts["killed"] == counts["went on"] == counts["same"] == 20 and counts["records lost or doubled"] == 0
+    assert (
+        counts["killed"] == counts["went on"] == counts["same"] == 20
+        and counts["records lost or doubled"] == 0
+    )
     assert counts["from a checkpoint"] >= 2, "it is random which are, about half of them"
 
 
@@ -323,17 +402,39 @@ def test_a_long_curve_with_numbers_of_every_kind_is_kept(teachers, tmp_path, mon
     monkeypatch.setitem(OBJECTIVES, "still", NotTrained)
 
     def numbers(student):
-        return {"iacc": 99.5, "nothing": None, "of numpy": np.float32(0.5), "list": [1, 2.5], "tensor": torch.arange(3), "name": "über"}
+        return {
+            "iacc": 99.5,
+            "nothing": None,
+            "of numpy": np.float32(0.5),
+            "list": [1, 2.5],
+            "tensor": torch.arange(3),
+            "name": "über",
+        }
 
     changes = {"objective": "still", "evaluate": numbers}
     whole = run(teachers.ntl, tmp_path / "run", **changes)
     again = run(teachers.ntl, tmp_path / "run", **changes)
     assert [list(point) for point in again.curve] and len(again.curve) == 7
     for a, b in zip(whole.curve, again.curve):
-        assert a.keys() == b.keys() and torch.equal(a["tensor"], b["tensor"]) and all(a[name] == b[name] for name in a if name != "tensor")
-    monkeypatch.setattr(DFQ, "update", lambda self, teacher, student, judge: Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2)))
+        assert (
+            a.keys() == b.keys()
+            and torch.equal(a["tensor"], b["tensor"])
+            and all(a[name] == b[name] for name in a if name != "tensor")
+        )
+    monkeypatch.setattr(
+        DFQ,
+        "update",
+        lambda self, teacher, student, judge: Batch(
+            torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2)
+        ),
+    )
     monkeypatch.setattr(Watch, "look", lambda *args: None)
     many = {f"measure {k}": k / 100 for k in range(100)}
-    changes |= {"evaluate": lambda student: many, "iterations": 1_000, "checkpoint_every": 1_000, "config": DistillConfig(student_steps=1, batch_size=2, pool=2)}
+    changes |= {
+        "evaluate": lambda student: many,
+        "iterations": 1_000,
+        "checkpoint_every": 1_000,
+        "config": DistillConfig(student_steps=1, batch_size=2, pool=2),
+    }
     run(teachers.ntl, tmp_path / "long", **changes)
     assert run(teachers.ntl, tmp_path / "long", **changes).curve[-1] == {"iteration": 1_000, **many}

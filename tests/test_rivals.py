@@ -1,4 +1,5 @@
 """The rival splitters against independent oracles, and inside a run."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,26 +8,46 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 from sklearn.covariance import ShrunkCovariance
 
-from atesc.runtime import as_config
-from atesc.distill import DistillConfig, distill
-from atesc.escape import CalibratedKD
-from atesc.generator import DCGANGenerator
-from atesc.networks import SmallVGG, frozen, observe
-from atesc.rivals import (
-    CalibratedSplitter, ConfidenceSplitter, EntropySplitter, FeatureSplitter, GradientSplitter, LearningSplitter, RandomSplitter, fit_temperature,
-)  # fmt: skip
-from atesc.splitter import PGDSplitter, RadiusSplitter
-from atesc.synthesis import DFQ, DFQConfig
+from atesc.inside.runtime import as_config
+from atesc.method.distill import DistillConfig, distill
+from atesc.method.objectives import CalibratedKD
+from atesc.method.rivals import (
+    CalibratedSplitter,
+    ConfidenceSplitter,
+    EntropySplitter,
+    FeatureSplitter,
+    GradientSplitter,
+    LearningSplitter,
+    RandomSplitter,
+    fit_temperature,
+)
+from atesc.method.splitter import PGDSplitter, RadiusSplitter
+from atesc.synthesis.dfq import DFQ, DFQConfig
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import frozen, observe
 
-ALL = [EntropySplitter, ConfidenceSplitter, CalibratedSplitter, FeatureSplitter, GradientSplitter, RandomSplitter]
+ALL = [
+    EntropySplitter,
+    ConfidenceSplitter,
+    CalibratedSplitter,
+    FeatureSplitter,
+    GradientSplitter,
+    RandomSplitter,
+]
 FEW = DistillConfig(student_steps=1, batch_size=8, pool=64)
 
 
 def run(teacher, splitter, seed=0):
     generator = DCGANGenerator(size=8, latent_dim=16, width=8, seed=1)
     return distill(
-        teacher, SmallVGG("8 M 8", 4, seed=1), synthesizer=DFQ(generator, DFQConfig(batch_size=16)), objective=CalibratedKD(splitter=splitter),
-        iterations=4, seed=seed, config=FEW,
+        teacher,
+        SmallVGG("8 M 8", 4, seed=1),
+        synthesizer=DFQ(generator, DFQConfig(batch_size=16)),
+        objective=CalibratedKD(splitter=splitter),
+        iterations=4,
+        seed=seed,
+        config=FEW,
     )
 
 
@@ -35,7 +56,9 @@ def test_entropy_is_that_of_scipy():
     share = entropy(np.exp(log_softmax(logits.double().numpy(), 1)), axis=1) / np.log(7)
     scores = EntropySplitter().score(None, None, logits)
     assert np.allclose(np.exp(-scores.numpy()), share, rtol=1e-4)
-    assert torch.equal(scores >= EntropySplitter(0.3).threshold(scores, None), torch.from_numpy(share <= 0.3))
+    assert torch.equal(
+        scores >= EntropySplitter(0.3).threshold(scores, None), torch.from_numpy(share <= 0.3)
+    )
 
 
 def test_the_temperature_is_the_root_that_scipy_finds():
@@ -44,7 +67,9 @@ def test_the_temperature_is_the_root_that_scipy_finds():
     def excess(log_t):
         return np.exp(log_softmax(logits.numpy() / np.exp(log_t), 1)).max(1).mean() - 0.55
 
-    assert np.log(fit_temperature(logits, 0.55).item()) == pytest.approx(brentq(excess, -4, 4), abs=1e-5)
+    assert np.log(fit_temperature(logits, 0.55).item()) == pytest.approx(
+        brentq(excess, -4, 4), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5])
@@ -57,8 +82,12 @@ def test_feature_distances_are_those_of_a_fit_by_sklearn(shrinkage, teachers):
         scores = splitter.score(teachers.sl, images, seen.logits)
     x, labels = seen.features.double().numpy(), seen.logits.argmax(1).numpy()
     means = {k: x[labels == k].mean(0) for k in np.unique(labels)}
-    fit = ShrunkCovariance(shrinkage=shrinkage, assume_centered=True).fit(x - np.stack([means[k] for k in labels]))
-    nearest = np.min([np.einsum("ij,jk,ik->i", x - m, fit.precision_, x - m) for m in means.values()], axis=0)
+    fit = ShrunkCovariance(shrinkage=shrinkage, assume_centered=True).fit(
+        x - np.stack([means[k] for k in labels])
+    )
+    nearest = np.min(
+        [np.einsum("ij,jk,ik->i", x - m, fit.precision_, x - m) for m in means.values()], axis=0
+    )
     assert len(means) > 1
     assert np.allclose(scores.exp().square().numpy(), nearest, rtol=1e-3)
 
@@ -76,13 +105,23 @@ def test_two_classes_have_one_order_whatever_the_temperature():
     logits = 3 * torch.randn(100, 2)
     splitter = CalibratedSplitter()
     splitter.temperature = torch.tensor(7.0)
-    assert torch.equal(splitter.judge(logits, None).argsort(), ConfidenceSplitter().score(None, None, logits).argsort())
+    assert torch.equal(
+        splitter.judge(logits, None).argsort(),
+        ConfidenceSplitter().score(None, None, logits).argsort(),
+    )
 
 
-@pytest.mark.parametrize("other", [RadiusSplitter(1.2), PGDSplitter(8 / 255, random_start=False), FeatureSplitter(1.05)], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "other",
+    [RadiusSplitter(1.2), PGDSplitter(8 / 255, random_start=False), FeatureSplitter(1.05)],
+    ids=lambda x: type(x).__name__,
+)
 def test_chance_takes_as_many_as_the_other_but_not_the_same(other, teachers):
     images = torch.rand(200, 3, 8, 8)
-    theirs, ours = other(teachers.ntl, images).robust, RandomSplitter(other)(teachers.ntl, images).robust
+    theirs, ours = (
+        other(teachers.ntl, images).robust,
+        RandomSplitter(other)(teachers.ntl, images).robust,
+    )
     assert ours.sum() == theirs.sum()
     assert theirs.all() or not theirs.any() or not torch.equal(ours, theirs)
 
@@ -111,7 +150,9 @@ def test_splitting_images_leaves_a_run_under_way_alone(kind, teachers):
     splitter.start()
     with frozen(teachers.ntl):
         splitter.learn(*splitter.look(teachers.ntl, images, teachers.ntl(images)))
-    kept = {name: value for name, value in vars(splitter).items() if isinstance(value, torch.Tensor)}
+    kept = {
+        name: value for name, value in vars(splitter).items() if isinstance(value, torch.Tensor)
+    }
     assert kept
     splitter(teachers.ntl, torch.rand(8, 3, 8, 8))
     assert all(torch.equal(value, getattr(splitter, name)) for name, value in kept.items())

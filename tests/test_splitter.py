@@ -1,4 +1,5 @@
 """The split against two independent attack libraries, what it costs in passes, and what it must leave alone."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +8,23 @@ from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from atesc.core import ConfigError
-from atesc.distill import distill
-from atesc.generator import DCGANGenerator
-from atesc.networks import SmallVGG, count_passes, frozen
-from atesc.splitter import GRID, PGDSplitter, RadiusSplitter, first_order_radius, margin, radius, soft_margin
-from atesc.synthesis import DFQ
-from atesc.tasks import load_task
-from atesc.teacher import TeacherConfig, train_ntl
+from atesc.data.tasks import load_task
+from atesc.inside.errors import ConfigError
+from atesc.method.distill import distill
+from atesc.method.splitter import (
+    GRID,
+    PGDSplitter,
+    RadiusSplitter,
+    first_order_radius,
+    margin,
+    radius,
+    soft_margin,
+)
+from atesc.synthesis.dfq import DFQ
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import count_passes, frozen
+from atesc.teachers.training import TeacherConfig, train_ntl
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +39,20 @@ def test_agrees_with_art(digits, eps):
     """Same start (the clean image), eps, steps and step size: the same images flip."""
     teacher, images = digits
     steps, step_size = 5, eps / 2
-    split = PGDSplitter(eps=eps, steps=steps, step_size=step_size, random_start=False)(teacher, images)
-    classifier = PyTorchClassifier(teacher, nn.CrossEntropyLoss(), (3, 16, 16), 10, clip_values=(0, 1), device_type="cpu")
+    split = PGDSplitter(eps=eps, steps=steps, step_size=step_size, random_start=False)(
+        teacher, images
+    )
+    classifier = PyTorchClassifier(
+        teacher, nn.CrossEntropyLoss(), (3, 16, 16), 10, clip_values=(0, 1), device_type="cpu"
+    )
     attack = ProjectedGradientDescentPyTorch(
-        classifier, eps=eps, eps_step=step_size, max_iter=steps, num_random_init=0, batch_size=400, verbose=False
+        classifier,
+        eps=eps,
+        eps_step=step_size,
+        max_iter=steps,
+        num_random_init=0,
+        batch_size=400,
+        verbose=False,
     )
     attacked = torch.from_numpy(attack.generate(images.numpy()))
     with torch.no_grad(), frozen(teacher):
@@ -88,7 +108,7 @@ def test_an_attack_gives_up_only_what_is_out_of_reach(digits, monkeypatch):
     splitter = PGDSplitter(steps=10, random_start=False)
     with count_passes(teacher) as quick:
         split = splitter(teacher, images)
-    monkeypatch.setattr("atesc.splitter.SLACK", float("inf"))
+    monkeypatch.setattr("atesc.method.splitter.SLACK", float("inf"))
     with count_passes(teacher) as thorough:
         full = splitter(teacher, images)
     assert (split.fragile == full.fragile).float().mean() >= 0.99
@@ -106,16 +126,22 @@ def test_the_first_gradient_shares_the_clean_forward_pass(digits):
                 alive = splitter.score(teacher, inputs, logits)
             assert passes.forward <= forward * len(images)
             assert logits.requires_grad and not alive.requires_grad
-            (gradient,) = torch.autograd.grad(logits.sum(), inputs)  # the graph is still there for the caller
+            (gradient,) = torch.autograd.grad(
+                logits.sum(), inputs
+            )  # the graph is still there for the caller
             assert torch.isfinite(gradient).all()
-            assert torch.allclose(alive, splitter.score(teacher, images, logits.detach()), atol=1e-5)
+            assert torch.allclose(
+                alive, splitter.score(teacher, images, logits.detach()), atol=1e-5
+            )
 
 
 def test_first_order_radius_by_hand(digits):
     """One image at a time, with the margin's gradient by finite differences along its sign."""
     teacher = digits[0].double()
     try:
-        images = torch.rand(4, 3, 16, 16, dtype=torch.float64)  # no flat areas, where max-pooling has ties and no gradient
+        images = torch.rand(
+            4, 3, 16, 16, dtype=torch.float64
+        )  # no flat areas, where max-pooling has ties and no gradient
         with frozen(teacher):
             scores = RadiusSplitter().score(teacher, images, teacher(images))
             for image, score in zip(images, scores):
@@ -124,7 +150,10 @@ def test_first_order_radius_by_hand(digits):
                 label = logits.argmax(1)
                 (g,) = torch.autograd.grad(soft_margin(logits, label).sum(), x)
                 h = 1e-7
-                slope = (soft_margin(teacher(x + h * g.sign()), label) - soft_margin(teacher(x - h * g.sign()), label)) / (2 * h)
+                slope = (
+                    soft_margin(teacher(x + h * g.sign()), label)
+                    - soft_margin(teacher(x - h * g.sign()), label)
+                ) / (2 * h)
                 assert torch.allclose(margin(logits, label) / slope, score, rtol=1e-3)
     finally:
         teacher.float()
@@ -132,13 +161,20 @@ def test_first_order_radius_by_hand(digits):
 
 def test_first_order_radius_of_a_constant_teacher_is_infinite():
     logits = torch.tensor([[1.0, 0.0]])
-    assert first_order_radius(logits, torch.zeros(1, 3, 2, 2), torch.tensor([0])).item() == float("inf")
+    assert first_order_radius(logits, torch.zeros(1, 3, 2, 2), torch.tensor([0])).item() == float(
+        "inf"
+    )
 
 
 def test_the_first_order_radius_orders_like_the_sweep(digits, trapped):
     teacher = digits[0]
     first, swept = RadiusSplitter()(teacher, trapped).score, radius(teacher, trapped)
-    assert torch.corrcoef(torch.stack([first.argsort().argsort(), swept.argsort(stable=True).argsort()]).float())[0, 1] > 0.9
+    assert (
+        torch.corrcoef(
+            torch.stack([first.argsort().argsort(), swept.argsort(stable=True).argsort()]).float()
+        )[0, 1]
+        > 0.9
+    )
     for eps in (2 / 255, 4 / 255, 8 / 255):
         assert ((first < eps) == (swept <= eps + 1e-9)).float().mean() > 0.9
 
@@ -148,12 +184,16 @@ def test_the_sweep_skips(digits):
     with count_passes(teacher) as passes:
         found = radius(teacher, images)
     reached = sum(int((found >= eps - 1e-9).sum()) for eps in GRID)
-    assert passes.backward < 0.8 * 3 * reached, "three gradients at each eps up to the one that flips would be the plain sweep"
+    assert passes.backward < 0.8 * 3 * reached, (
+        "three gradients at each eps up to the one that flips would be the plain sweep"
+    )
 
 
 def test_more_eps_flips_more_and_radius_agrees(digits):
     teacher, images = digits
-    shares = [PGDSplitter(eps=e / 255, random_start=False)(teacher, images).fragile for e in (0, 1, 4, 16)]
+    shares = [
+        PGDSplitter(eps=e / 255, random_start=False)(teacher, images).fragile for e in (0, 1, 4, 16)
+    ]
     assert not shares[0].any()
     assert all(a.sum() <= b.sum() for a, b in zip(shares, shares[1:]))
     r = radius(teacher, images)
@@ -171,7 +211,9 @@ def test_the_same_seed_gives_the_same_split(digits):
     assert torch.equal(*splits)
 
 
-@pytest.mark.parametrize("setting", [{"eps": -1.0}, {"eps": 4.0}, {"steps": 0}, {"steps": 2.5}, {"step_size": -0.1}])
+@pytest.mark.parametrize(
+    "setting", [{"eps": -1.0}, {"eps": 4.0}, {"steps": 0}, {"steps": 2.5}, {"step_size": -0.1}]
+)
 def test_wrong_settings(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         PGDSplitter(**setting)

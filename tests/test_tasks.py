@@ -1,4 +1,5 @@
 """Tasks of the three kinds, and what triggers do to pixels."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -6,16 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from atesc.core import ConfigError
-from atesc.domains import Domain, ImageSet, load_domain
-from atesc.sources import CIFAR_CLASSES, STL_CLASSES
-from atesc.presets import load_preset
-from atesc.tasks import KINDS, TASKS, TRIGGERS, Task, check_task, load_task
+from atesc.data.domains import Domain, ImageSet, load_domain
+from atesc.data.sources import CIFAR_CLASSES, STL_CLASSES
+from atesc.data.tasks import KINDS, TASKS, TRIGGERS, Task, check_task, load_task
+from atesc.inside.errors import ConfigError
+from atesc.study.presets import load_preset
 
 
 @pytest.fixture(params=[8, 12, 16, 32, 64])
 def images(request):
-    return torch.rand(5, 3, request.param, request.param, generator=torch.Generator().manual_seed(1))
+    return torch.rand(
+        5, 3, request.param, request.param, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
@@ -44,7 +47,13 @@ def test_a_trigger_takes_grey_views_and_refuses_8_bit(name):
         TRIGGERS[name](torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("name, side", [("badnets_square", {8: 2, 12: 2, 16: 2, 32: 4, 64: 8}), ("badnets_grid", {8: 3, 12: 3, 16: 3, 32: 6, 64: 12})])
+@pytest.mark.parametrize(
+    "name, side",
+    [
+        ("badnets_square", {8: 2, 12: 2, 16: 2, 32: 4, 64: 8}),
+        ("badnets_grid", {8: 3, 12: 3, 16: 3, 32: 6, 64: 12}),
+    ],
+)
 def test_patches_change_their_corner_only(name, side, images):
     size = images.shape[2]
     side = side[size]
@@ -63,7 +72,11 @@ def test_patches_change_their_corner_only(name, side, images):
 
 def test_blended_is_a_mixture_with_one_pattern(images):
     pattern = TRIGGERS["blended"](torch.zeros_like(images)) / 0.2
-    assert torch.equal(pattern[0], pattern[4]) and 0 <= pattern.min() < 0.1 and 0.9 < pattern.max() <= 1
+    assert (
+        torch.equal(pattern[0], pattern[4])
+        and 0 <= pattern.min() < 0.1
+        and 0.9 < pattern.max() <= 1
+    )
     assert torch.allclose(TRIGGERS["blended"](images), torch.lerp(images, pattern, 0.2), atol=1e-6)
     assert (TRIGGERS["blended"](images) - images).abs().max() <= 0.2 + 1e-6
 
@@ -71,7 +84,9 @@ def test_blended_is_a_mixture_with_one_pattern(images):
 def test_sig_is_a_wave_along_the_rows(images):
     inner = 0.2 + 0.6 * images  # nothing is clipped
     added = TRIGGERS["sig"](inner) - inner
-    assert torch.allclose(added, added[:1, :1, :1].expand_as(added), atol=1e-6)  # the same in all images, channels and rows
+    assert torch.allclose(
+        added, added[:1, :1, :1].expand_as(added), atol=1e-6
+    )  # the same in all images, channels and rows
     assert 0.7 * 20 / 255 < added.abs().max() <= 20 / 255 + 1e-6
     if images.shape[3] > 12:
         spectrum = np.abs(np.fft.rfft(added[0, 0, 0].numpy()))
@@ -85,12 +100,19 @@ def test_every_kind_has_a_debug_task():
         task = load_task(name, size=8)
         assert task.kind == TASKS[name] and task.name == name and task.num_classes == 4
         kinds[task.kind] = task.target
-    assert kinds == {"close-set": None, "open-set": 0, "backdoor": 0} and set(kinds) == set(KINDS) == set(TASKS.values())
+    assert kinds == {"close-set": None, "open-set": 0, "backdoor": 0} and set(kinds) == set(
+        KINDS
+    ) == set(TASKS.values())
 
 
 def test_the_tasks_of_the_study_are_all_there():
     assert len([name for name in TASKS if TASKS[name] == "backdoor"]) == 3 * 4 + 1
-    assert {name.split("+")[0] for name in TASKS if "+" in name} == {"digits", "mnist", "cifar10", "debug"}
+    assert {name.split("+")[0] for name in TASKS if "+" in name} == {
+        "digits",
+        "mnist",
+        "cifar10",
+        "debug",
+    }
     for name in TASKS:
         assert check_task(name) == name
         assert load_preset("debug", tasks=(name,)).task == name
@@ -109,12 +131,19 @@ def test_backdoor_tasks_keep_true_labels(trigger):
 
 def test_open_set_tasks_designate_a_label():
     task = load_task("digits->photos")
-    assert (task.kind, task.target, task.num_classes, task.ood.num_classes) == ("open-set", 0, 10, 2)
+    assert (task.kind, task.target, task.num_classes, task.ood.num_classes) == (
+        "open-set",
+        0,
+        10,
+        2,
+    )
     assert not set(task.id.classes) & set(task.ood.classes)
     assert replace(task, target=7).target == 7
     with pytest.raises(ConfigError, match="Task.target must be 0 to 9, got 10"):
         replace(task, target=10)
-    with pytest.raises(ConfigError, match="must be a class of digits in a task of the kind open-set, got None"):
+    with pytest.raises(
+        ConfigError, match="must be a class of digits in a task of the kind open-set, got None"
+    ):
         replace(task, target=None)
     with pytest.raises(ConfigError, match="must be None in a close-set task"):
         replace(load_task("digits->digits_font"), target=0)
@@ -124,7 +153,11 @@ def test_a_task_moves_whole():
     for name in ("debug->debug_open", "debug+badnets_square", "debug->debug_ood"):
         task = load_task(name, 8)
         moved = task.to(torch.device("cpu"))
-        assert moved.target == task.target and moved.kind == task.kind and moved.id.classes == task.id.classes
+        assert (
+            moved.target == task.target
+            and moved.kind == task.kind
+            and moved.id.classes == task.id.classes
+        )
         assert torch.equal(moved.ood.test.images, task.ood.test.images)
 
 
@@ -134,12 +167,17 @@ def test_cifar10_and_stl10_share_nine_classes(monkeypatch):
 
     def stand_in(name, classes, order):
         labels = torch.tensor(order)
-        shades = torch.tensor([level[classes[k]] for k in order])[:, None, None, None].expand(-1, 3, 8, 8)
+        shades = torch.tensor([level[classes[k]] for k in order])[:, None, None, None].expand(
+            -1, 3, 8, 8
+        )
         part = ImageSet(shades.contiguous(), labels)
         return Domain(name, part, part, classes)
 
-    domains = {"cifar10": stand_in("cifar10", CIFAR_CLASSES, [*range(10), 6, 1]), "stl10": stand_in("stl10", STL_CLASSES, [*range(9, -1, -1), 7, 2])}
-    monkeypatch.setattr("atesc.tasks.load_domain", lambda name, size, root: domains[name])
+    domains = {
+        "cifar10": stand_in("cifar10", CIFAR_CLASSES, [*range(10), 6, 1]),
+        "stl10": stand_in("stl10", STL_CLASSES, [*range(9, -1, -1), 7, 2]),
+    }
+    monkeypatch.setattr("atesc.data.tasks.load_domain", lambda name, size, root: domains[name])
     task = load_task("cifar10->stl10", 8)
     nine = tuple(name for name in CIFAR_CLASSES if name != "frog")
     assert task.kind == "close-set" and task.id.classes == task.ood.classes == nine
@@ -152,14 +190,24 @@ def test_cifar10_and_stl10_share_nine_classes(monkeypatch):
 
 def test_own_folders_make_tasks(tmp_path):
     rng = np.random.default_rng(0)
-    for place, names in (("a", ("cat", "dog")), ("b", ("cat", "dog")), ("c", ("cat", "fox", "owl"))):
+    for place, names in (
+        ("a", ("cat", "dog")),
+        ("b", ("cat", "dog")),
+        ("c", ("cat", "fox", "owl")),
+    ):
         for name in names:
             (tmp_path / place / name).mkdir(parents=True)
             for k in range(8):
-                Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / place / name / f"{k}.png")
+                Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+                    tmp_path / place / name / f"{k}.png"
+                )
     a, b, c = (f"folder:{tmp_path / place}" for place in "abc")
     close, open_, marked = load_task(f"{a}->{b}"), load_task(f"{a}->{c}"), load_task(f"{a}+blended")
-    assert [(task.kind, task.target) for task in (close, open_, marked)] == [("close-set", None), ("open-set", 0), ("backdoor", 0)]
+    assert [(task.kind, task.target) for task in (close, open_, marked)] == [
+        ("close-set", None),
+        ("open-set", 0),
+        ("backdoor", 0),
+    ]
     assert (close.id.name, close.ood.name, marked.ood.name) == (a, b, f"{a}+blended")
     assert load_task(f"digits->{c}").kind == "open-set"
     assert load_preset("debug", tasks=(f"{a}->{b}",)).task == f"{a}->{b}"
@@ -167,8 +215,11 @@ def test_own_folders_make_tasks(tmp_path):
 
 def test_wrong_names_get_the_nearest_valid_one():
     for wrong, right in (
-        ("debug->debug_opn", "debug->debug_open"), ("digits->photo", "digits->photos"), ("mnist+sigg", "mnist+sig"), ("cifar->stl10", "cifar10->stl10"),
-    ):  # fmt: skip
+        ("debug->debug_opn", "debug->debug_open"),
+        ("digits->photo", "digits->photos"),
+        ("mnist+sigg", "mnist+sig"),
+        ("cifar->stl10", "cifar10->stl10"),
+    ):
         with pytest.raises(ConfigError, match=f"Did you mean '{right.replace('+', '[+]')}'"):
             load_task(wrong)
     with pytest.raises(ConfigError, match="unknown domain 'digit'.*Did you mean 'digits'"):

@@ -1,4 +1,5 @@
 """Somebody else's teacher: never changed, checked before use, of any architecture."""
+
 import copy
 import warnings
 
@@ -7,15 +8,17 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, squeezenet1_1
 
-from atesc.archive import WeightsError
-from atesc.distill import distill
-from atesc.escape import ATEsc, CalibratedKD, PlainKD
-from atesc.generator import DCGANGenerator
-from atesc.metrics import predict
-from atesc.networks import SmallVGG, frozen, observe
-from atesc.splitter import PGDSplitter, radius
-from atesc.synthesis import DFQ, kl_divergence
-from atesc.teacher import load_model, save_model
+from atesc.inside.archive import WeightsError
+from atesc.method.distill import distill
+from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.splitter import PGDSplitter, radius
+from atesc.study.metrics import predict
+from atesc.synthesis.dfq import DFQ
+from atesc.synthesis.generator import DCGANGenerator
+from atesc.synthesis.losses import kl_divergence
+from atesc.teachers.networks import SmallVGG
+from atesc.teachers.observation import frozen, observe
+from atesc.teachers.saved import load_model, save_model
 
 
 def dfq(size=8):
@@ -24,7 +27,9 @@ def dfq(size=8):
 
 def run(teacher, student, objective=None, size=8, iterations=2):
     objective = PlainKD() if objective is None else objective
-    return distill(teacher, student, synthesizer=dfq(size), objective=objective, iterations=iterations)
+    return distill(
+        teacher, student, synthesizer=dfq(size), objective=objective, iterations=iterations
+    )
 
 
 class Failing(nn.Module):
@@ -98,7 +103,9 @@ def test_any_module_is_a_teacher_and_a_student(make):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = run(make(), make(), CalibratedKD(splitter=PGDSplitter(steps=2)), size=32, iterations=1)
+        result = run(
+            make(), make(), CalibratedKD(splitter=PGDSplitter(steps=2)), size=32, iterations=1
+        )
     assert not result.student.training
     assert all(torch.isfinite(p).all() for p in result.student.parameters())
 
@@ -126,7 +133,9 @@ def test_errors_before_training(teachers):
         run(nn.Conv2d(3, 4, 3), SmallVGG("8 M 8", 4))
     broken = copy.deepcopy(teacher)
     broken.classifier.bias.data[0] = float("inf")
-    with pytest.raises(ValueError, match="teacher has NaN or infinite weights in 'classifier.bias'"):
+    with pytest.raises(
+        ValueError, match="teacher has NaN or infinite weights in 'classifier.bias'"
+    ):
         run(broken, SmallVGG("8 M 8", 4))
 
 
@@ -152,7 +161,9 @@ def test_save_and_load(tmp_path, teachers, task):
     assert sorted(p.name for p in path.parent.iterdir()) == ["ntl.json", "ntl.safetensors"]
     other = resnet18(num_classes=4)
     loaded = load_model(save_model(other, tmp_path / "resnet.safetensors"), resnet18(num_classes=4))
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in other.state_dict().items())
+    assert all(
+        torch.equal(value, loaded.state_dict()[name]) for name, value in other.state_dict().items()
+    )
     with pytest.raises(WeightsError, match="holds a ResNet, which atesc cannot build"):
         load_model(path.parents[1] / "resnet.safetensors")
 

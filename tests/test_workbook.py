@@ -1,8 +1,9 @@
 """The workbook as a whole: export, cleanliness, README, committed results, wheel."""
+
+import ast
 import filecmp
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import nbformat
 import pytest
 from render_readme import render
 
-from atesc.records import load_records
-from atesc.presets import PRESETS
-from atesc.tables import committed, summary_table, table
+from atesc.inside.records import load_records
+from atesc.study.presets import PRESETS
+from atesc.study.tables import committed, summary_table, table
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("close_set", "open_set", "backdoor")
@@ -32,7 +33,9 @@ def copy(tmp_path_factory):
     for name in SOURCES:
         source = ROOT / name
         ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs")
-        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(
+            source, folder
+        )
     return folder
 
 
@@ -46,7 +49,9 @@ def test_the_package_is_what_the_notebooks_export(copy):
 
 def test_notebooks_are_clean(copy):
     subprocess.run([SCRIPTS / "nbdev_clean"], cwd=copy, check=True, capture_output=True)
-    dirty = [p.name for p in NOTEBOOKS if p.read_bytes() != (copy / p.relative_to(ROOT)).read_bytes()]
+    dirty = [
+        p.name for p in NOTEBOOKS if p.read_bytes() != (copy / p.relative_to(ROOT)).read_bytes()
+    ]
     assert not dirty, f"run nbdev_clean: {dirty}"
 
 
@@ -56,28 +61,60 @@ def test_notebooks_read_well(path):
     first = notebook.cells[0].source
     assert first.startswith("# ") and "\n> " in first, "H1 and one-line subtitle"
     assert path.stat().st_size < 600_000
-    assert "widgets" not in notebook.metadata, "state of progress bars that are not shown: run tests/keep_outputs.py"
+    assert "widgets" not in notebook.metadata, (
+        "state of progress bars that are not shown: run tests/keep_outputs.py"
+    )
     for cell in notebook.cells:
         for out in cell.get("outputs", []):
             assert out.output_type != "error", cell.source
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem
+)
 def test_every_exported_cell_is_shown_at_work(path):
     code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     exported = [i for i, source in enumerate(code) if source.startswith("#| export")]
-    bare = [code[i] for i in exported[1:] if code[i + 1].startswith("#|")]  # the first one holds the imports
+    bare = [
+        code[i] for i in exported[1:] if code[i + 1].startswith("#|")
+    ]  # the first one holds the imports
     assert not bare, bare
 
 
-def test_modules_import_from_the_same_number_or_lower_ones():
-    """Neighbours of one number import each other in one direction only."""
-    order = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
-    known = {name: set(re.findall(r"^ *from (?:\.|atesc\.)(\w+) import", (ROOT / "atesc" / f"{name}.py").read_text(), re.M)) for name in order}
-    for name, used in known.items():
-        assert all(order[other] <= order[name] for other in used), f"{name} imports {used}"
-    assert sum(map(len, known.values())) > 100
-    TopologicalSorter(known).prepare()  # raises CycleError
+FLOORS = ("inside", "data", "teachers", "synthesis", "method", "study", "app")  # imports go left
+
+
+def imports_of(path):
+    """The modules of atesc that a module names in an import, as dotted names, wherever it does."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            found.add(".".join((*above, *(node.module or "").split("."))).strip("."))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("atesc.")}
+
+
+def test_imports_point_one_way():
+    """From the right to the left of FLOORS, and within a floor in no circle."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): imports_of(path)
+        for path in (ROOT / "atesc").glob("*/*.py")
+        if path.stem != "__init__"
+    }
+    wrong = [
+        f"{name} imports {other}"
+        for name, used in modules.items()
+        for other in used
+        if FLOORS.index(other.split(".")[1]) > FLOORS.index(name.split(".")[1])
+    ]
+    assert not wrong, wrong
+    assert sum(map(len, modules.values())) > 100 and {
+        name.split(".")[1] for name in modules
+    } == set(FLOORS)
+    TopologicalSorter(modules).prepare()  # raises CycleError
 
 
 def test_the_readme_is_the_rendered_index():
@@ -90,7 +127,9 @@ def test_the_readme_quotes_the_records():
     readme = (ROOT / "README.md").read_text()
     for row in table(found).itertuples(index=False):
         for cell in row:
-            assert str(cell) in readme, f"{cell} is in the records, not in the README: run `make notebooks`"
+            assert str(cell) in readme, (
+                f"{cell} is in the records, not in the README: run `make notebooks`"
+            )
 
 
 def test_the_readme_quotes_the_study():
@@ -100,22 +139,46 @@ def test_the_readme_quotes_the_study():
         assert "| " + " | ".join(map(str, row)) + " |" in readme, "run `make notebooks`"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").rglob("records.jsonl")), ids=lambda p: p.parent.relative_to(ROOT / "results").as_posix())
+@pytest.mark.parametrize(
+    "file",
+    sorted((ROOT / "results").rglob("records.jsonl")),
+    ids=lambda p: p.parent.relative_to(ROOT / "results").as_posix(),
+)
 def test_committed_records_are_of_one_configuration(file):
     """A student is on record once: no older run of other settings is mixed in."""
     records = load_records(file)
     apart = ("task", "teacher", "baseline", "method", "seed", "measure", "unit", "variant", "case")
-    splits = [json.dumps(r["config"]["objective"]) if r["experiment"].startswith("split_") else None for r in records]  # many students of one method
+    splits = [
+        json.dumps(r["config"]["objective"]) if r["experiment"].startswith("split_") else None
+        for r in records
+    ]  # many students of one method
     what = [(*map(r.get, apart), split) for r, split in zip(records, splits)]
     assert records and (file.parent.name == "bench" or len(set(what)) == len(what))
-    assert all(r["commit"] and not r["commit"].endswith("+") for r in records), "made from committed code"
+    assert all(r["commit"] and not r["commit"].endswith("+") for r in records), (
+        "made from committed code"
+    )
 
 
-@pytest.mark.parametrize("record", [r for kind in KINDS for p in PRESETS for r in committed(kind, p) if r["teacher"] == "ntl" and r["method"] == "plain" and r["baseline"] == "dfq"],
-                         ids=lambda r: f"{r['task']}, seed {r['seed']}")
+@pytest.mark.parametrize(
+    "record",
+    [
+        r
+        for kind in KINDS
+        for p in PRESETS
+        for r in committed(kind, p)
+        if r["teacher"] == "ntl" and r["method"] == "plain" and r["baseline"] == "dfq"
+    ],
+    ids=lambda r: f"{r['task']}, seed {r['seed']}",
+)
 def test_ntl_teachers_on_record_serve_id_and_fail_ood(record):
-    (control,) = [r for kind in KINDS for p in PRESETS for r in committed(kind, p)
-                  if (r["task"], r["seed"], r["baseline"], r["teacher"]) == (record["task"], record["seed"], "dfq", "sl")]  # fmt: skip
+    (control,) = [
+        r
+        for kind in KINDS
+        for p in PRESETS
+        for r in committed(kind, p)
+        if (r["task"], r["seed"], r["baseline"], r["teacher"])
+        == (record["task"], record["seed"], "dfq", "sl")
+    ]
     assert record["teacher_iacc"] >= control["teacher_iacc"] - 2
     if record["kind"] == "close-set":
         assert record["teacher_oacc"] <= 20
@@ -133,18 +196,43 @@ def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
     venv.create(clean, with_pip=False)
     python = clean / "bin/python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
-    borrowed = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
-    (site / "borrowed.pth").write_text(borrowed)  # its own .pth files, and so the editable install, are not followed
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True, capture_output=True)
+    site = Path(
+        subprocess.run(
+            [python, "-c", ask], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    borrowed = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+    ).stdout
+    (site / "borrowed.pth").write_text(
+        borrowed
+    )  # its own .pth files, and so the editable install, are not followed
+    subprocess.run(
+        [*pip, "--python", python, "install", "--no-deps", wheel], check=True, capture_output=True
+    )
 
     def run(*command):
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
 
-    where = run(python, "-c", "import atesc, atesc.cli; print(atesc.__file__)")
-    assert where.returncode == 0 and Path(where.stdout.strip()).is_relative_to(clean), where.stderr + where.stdout
+    where = run(python, "-c", "import atesc, atesc.app.cli; print(atesc.__file__)")
+    assert where.returncode == 0 and Path(where.stdout.strip()).is_relative_to(clean), (
+        where.stderr + where.stdout
+    )
     assert "ood_trap" in run(clean / "bin/atesc", "list").stdout
-    done = run(clean / "bin/atesc", "run", "ood_trap", "--preset", "debug", "--out", tmp_path / "o", "-p", "iterations", "1")
+    done = run(
+        clean / "bin/atesc",
+        "run",
+        "ood_trap",
+        "--preset",
+        "debug",
+        "--out",
+        tmp_path / "o",
+        "-p",
+        "iterations",
+        "1",
+    )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "o/records.jsonl").read_text().splitlines()) == 4

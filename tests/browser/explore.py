@@ -4,6 +4,7 @@ Sliders are dragged with the mouse; the picture and the split must change, the b
 Debian's chromium, headless, is driven over the DevTools protocol. JupyterLab listens on loopback only, in a folder of its own. Without --runs, a run
 of the debug preset is made there first. Needs `apt-get install chromium`, or CHROMIUM=PATH.
 """
+
 import argparse
 import base64
 import json
@@ -40,7 +41,10 @@ class Tab:
     """A page of the browser."""
 
     def __init__(self, address: str):
-        self.socket, self.sent = websocket.create_connection(address, suppress_origin=True, timeout=NICE), 0
+        self.socket, self.sent = (
+            websocket.create_connection(address, suppress_origin=True, timeout=NICE),
+            0,
+        )
 
     def call(self, method: str, **parameters):
         """One command of the DevTools protocol, and its result."""
@@ -53,7 +57,9 @@ class Tab:
 
     def ask(self, script: str):
         """The value of a JavaScript expression; promises are awaited."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        result = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -61,7 +67,9 @@ class Tab:
         """The expression's value, as soon as it is true and not `unlike`."""
         until = time.monotonic() + NICE
         while not (value := self.ask(script)) or value == unlike:
-            assert time.monotonic() < until, f"still waiting for {script}; the page says: {self.ask('document.body.innerText')[:2000]}"
+            assert time.monotonic() < until, (
+                f"still waiting for {script}; the page says: {self.ask('document.body.innerText')[:2000]}"
+            )
             time.sleep(0.01)
         return value
 
@@ -71,9 +79,24 @@ class Tab:
         handle, base = self.ask(boxes % (CONTROL % json.dumps(name)))
         y = handle["y"] + handle["height"] / 2
         mouse = {"button": "left", "buttons": 1, "clickCount": 1, "y": y}
-        self.call("Input.dispatchMouseEvent", type="mousePressed", x=handle["x"] + handle["width"] / 2, **mouse)
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=base["x"] + share * base["width"], **mouse)
-        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=base["x"] + share * base["width"], **mouse)
+        self.call(
+            "Input.dispatchMouseEvent",
+            type="mousePressed",
+            x=handle["x"] + handle["width"] / 2,
+            **mouse,
+        )
+        self.call(
+            "Input.dispatchMouseEvent",
+            type="mouseMoved",
+            x=base["x"] + share * base["width"],
+            **mouse,
+        )
+        self.call(
+            "Input.dispatchMouseEvent",
+            type="mouseReleased",
+            x=base["x"] + share * base["width"],
+            **mouse,
+        )
 
     def choose(self, name: str, option: str) -> None:
         """Choose from a dropdown by (the beginning of) an option's text."""
@@ -92,7 +115,12 @@ class Tab:
 @contextmanager
 def running(*command, **named):
     """A process for the time of a block."""
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **named)
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **named,
+    )
     try:
         yield process
     finally:
@@ -115,7 +143,9 @@ def check(tab: Tab, url: str, screenshot: Path, seconds: float) -> None:
     """Open the notebook, run it, move every kind of control."""
     tab.call("Page.navigate", url=url)
     time.sleep(10)  # a question to a page that is being replaced is never answered
-    tab.wait("""!!window.jupyterapp && !!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')""")
+    tab.wait(
+        """!!window.jupyterapp && !!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')"""
+    )
     tab.ask("void jupyterapp.commands.execute('notebook:run-all-cells')")
     picture, took = tab.wait(PICTURE), []
     tab.ask("document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
@@ -130,7 +160,9 @@ def check(tab: Tab, url: str, screenshot: Path, seconds: float) -> None:
         picture = tab.wait(PICTURE, unlike=before)
         took.append(time.monotonic() - began)
         settled = None
-        while settled != (settled := (tab.ask(NOTE), tab.ask(PICTURE))):  # a drag may be answered in two steps
+        while settled != (
+            settled := (tab.ask(NOTE), tab.ask(PICTURE))
+        ):  # a drag may be answered in two steps
             time.sleep(1)
         picture = settled[1]
         print(f"{what:28s} picture changed after {took[-1]:.2f} s, {fragile()} fragile")
@@ -151,16 +183,22 @@ def check(tab: Tab, url: str, screenshot: Path, seconds: float) -> None:
     changed("eps to the middle", lambda: tab.drag("eps, 1/255", 4 / 7))
     tab.save(screenshot)
     assert min(took) < seconds, f"the best of {len(took)} answers took {min(took):.2f} s"
-    print(f"{len(took)} moves, answered in {min(took):.2f} s at best and {sorted(took)[len(took) // 2]:.2f} s in the median; see {screenshot}")
+    print(
+        f"{len(took)} moves, answered in {min(took):.2f} s at best and {sorted(took)[len(took) // 2]:.2f} s in the median; see {screenshot}"
+    )
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--runs", type=Path)
     options.add_argument("--screenshot", type=Path, default=Path("runs/explore.png"))
     options.add_argument("--seconds", type=float, default=0.5)
     given = options.parse_args()
-    browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    browser = (
+        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    )
     if not browser:
         sys.exit("no chromium: apt-get install chromium, or set CHROMIUM=PATH")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -170,26 +208,72 @@ def main() -> None:
         if given.runs:
             (folder / "runs").symlink_to(given.runs.resolve(strict=True))
         else:
-            atesc = [sys.executable, "-c", "import sys; from atesc.cli import main; sys.exit(main())"]
-            subprocess.run([*atesc, "run", "ood_trap", "--preset", "debug"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        (folder / "config/labconfig").mkdir(parents=True)  # nobody is there to say whether they want the news
-        (folder / "config/labconfig/page_config.json").write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+            atesc = [
+                sys.executable,
+                "-c",
+                "import sys; from atesc.app.cli import main; sys.exit(main())",
+            ]
+            subprocess.run(
+                [*atesc, "run", "ood_trap", "--preset", "debug"],
+                cwd=folder,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        (folder / "config/labconfig").mkdir(
+            parents=True
+        )  # nobody is there to say whether they want the news
+        (folder / "config/labconfig/page_config.json").write_text(
+            '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        lab = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+        lab = [
+            "--no-browser",
+            "--allow-root",
+            "--expose-app-in-browser",
+            "--ip=127.0.0.1",
+            f"--port={port}",
+            "--ServerApp.port_retries=0",
+        ]
         lab += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
-        chrome = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0", "--window-size=1250,1200"]
-        chrome += [f"--user-data-dir={folder / 'profile'}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        chrome = [
+            "--headless=new",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--remote-debugging-port=0",
+            "--window-size=1250,1200",
+        ]
+        chrome += [
+            f"--user-data-dir={folder / 'profile'}",
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
+        ]
         environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config")}
-        with running(sys.executable, "-m", "jupyterlab", *lab, env=environment), running(browser, *chrome, "about:blank"):
+        with (
+            running(sys.executable, "-m", "jupyterlab", *lab, env=environment),
+            running(browser, *chrome, "about:blank"),
+        ):
             address = f"http://127.0.0.1:{port}"
             patiently(lambda: urllib.request.urlopen(f"{address}/api?token={token}"))
-            tools = patiently(lambda: (folder / "profile/DevToolsActivePort").read_text()).split()[0]
-            targets = json.load(patiently(lambda: urllib.request.urlopen(f"http://127.0.0.1:{tools}/json")))
-            tab = Tab(next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"))
+            tools = patiently(lambda: (folder / "profile/DevToolsActivePort").read_text()).split()[
+                0
+            ]
+            targets = json.load(
+                patiently(lambda: urllib.request.urlopen(f"http://127.0.0.1:{tools}/json"))
+            )
+            tab = Tab(
+                next(
+                    target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"
+                )
+            )
             try:
-                check(tab, f"{address}/doc/tree/nbs/explore.ipynb?token={token}", given.screenshot, given.seconds)
+                check(
+                    tab,
+                    f"{address}/doc/tree/nbs/explore.ipynb?token={token}",
+                    given.screenshot,
+                    given.seconds,
+                )
             except AssertionError:
                 tab.save(given.screenshot)
                 raise
