@@ -326,7 +326,7 @@ def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatc
     monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
     with pytest.raises(
         InputError,
-        match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must have the method state_dict, got",
+        match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must be an instance with the method state_dict, got",
     ):
         run(teachers.ntl, tmp_path / "run", synthesizer="fixed")
 
