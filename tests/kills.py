@@ -18,18 +18,19 @@ from atesc.inside.records import load_records
 from atesc.study.grid import Cell, run_grid
 from atesc.study.presets import BASELINES, load_preset
 
-OBJECTIVES = ("ntl-plain", "ntl-ckd", "ntl-atesc")
+OBJECTIVES = ("ntl-plain", "ntl-ckd", "ntl-atesc", "ntl-decoy")
 TASK = "debug->debug_ood"
 
 
 def settings():
     """The debug preset, long enough to be killed in the middle."""
     preset = load_preset("debug", iterations=40, rounds=8)
+    line_up = replace(preset.decoy.decoy.line_up, steps=10)
     return replace(
         preset,
         curve_points=8,
         teacher=replace(preset.teacher, epochs=20),
-        atesc=replace(preset.atesc, decoy=replace(preset.atesc.decoy, probe=10)),
+        decoy=replace(preset.decoy, decoy=replace(preset.decoy.decoy, line_up=line_up)),
     )
 
 

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from atesc.app.cli import parse_value, plan_all, run_all, run_experiment
 from atesc.app.command import main as command
 from atesc.app.explore import Explorer, Question, explore
+from atesc.app.run import experiments, parse_value, run_experiment
+from atesc.app.run_all import plan_all, run_all
 from atesc.data import tasks
 from atesc.data.domains import Domain, ImageSet, load_domain
 from atesc.data.tasks import Task, check_task, load_task
@@ -30,7 +31,7 @@ from atesc.inside.errors import AtescError
 from atesc.inside.records import append_records, load_records, record_key
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import DistillConfig
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
 from atesc.method.rivals import (
     CalibratedSplitter,
     ConfidenceSplitter,
@@ -40,6 +41,7 @@ from atesc.method.rivals import (
     RandomSplitter,
 )
 from atesc.method.splitter import PGDSplitter, RadiusSplitter, radius
+from atesc.method.traps import LineUpConfig
 from atesc.study.criteria import (
     auroc,
     criteria_table,
@@ -183,17 +185,19 @@ SETTINGS = [  # of configurations: a wrong type, out of range, or neither number
     (NAYERConfig, "adv", [-1.33, "adv"]),
     (NAYERConfig, "pad", [-4, True]),
     (NAYERConfig, "flip", [0, "yes"]),
-    (DecoyConfig, "generators", [0, 2.0]),
-    (DecoyConfig, "probe", [0, None]),
-    (DecoyConfig, "per_class", [0, "8"]),
-    (DecoyConfig, "factor", [0.5, INF]),
-    (DecoyConfig, "join", [-0.1, 1.1, NAN]),
+    (LineUpConfig, "generators", [0, 2.0]),
+    (LineUpConfig, "steps", [0, None]),
+    (LineUpConfig, "per_class", [0, "8"]),
+    (LineUpConfig, "ratio_limit", [0.5, INF]),
+    (LineUpConfig, "bn_weight", [-1, NAN]),
+    (LineUpConfig, "lr", [-1e-3, "fast"]),
+    (LineUpConfig, "latent_dim", [0, 1.0]),
+    (LineUpConfig, "width", [-32, [32]]),
+    (DecoyConfig, "line_up", [None, LineUpConfig, {}]),
+    (DecoyConfig, "max_trap_share", [-0.1, 1.1, NAN]),
     (DecoyConfig, "batch_size", [3, 64.0]),
-    (DecoyConfig, "apart", [-1, NAN]),
-    (DecoyConfig, "hunt", [-0.1, INF]),
-    (DecoyConfig, "lr", [-1e-3, "fast"]),
-    (DecoyConfig, "latent_dim", [0, 1.0]),
-    (DecoyConfig, "width", [-32, [32]]),
+    (DecoyConfig, "separation_weight", [-1, NAN]),
+    (DecoyConfig, "belief_weight", [-0.1, INF]),
     (DistillConfig, "student_steps", [0, 8.0]),
     (DistillConfig, "batch_size", [1, True]),
     (DistillConfig, "lr", [-2e-3, NAN, INF]),
@@ -203,8 +207,11 @@ SETTINGS = [  # of configurations: a wrong type, out of range, or neither number
     (PlainKD, "temperature", [0, -20, NAN, INF, "20"]),
     (CalibratedKD, "temperature", [0]),
     (CalibratedKD, "splitter", ["radius", RadiusSplitter, None, DecoyConfig()]),
-    (ATEsc, "forget", [-0.5, NAN, INF, None]),
-    (ATEsc, "decoy", [3, "decoy", DistillConfig(), DecoyConfig]),
+    (ATEsc, "splitter", ["radius", RadiusSplitter, None]),
+    (ATEsc, "weight", [-0.5, NAN, INF, None]),
+    (ATEsc, "form", ["unifrom", None, 3]),
+    (DecoyEscape, "weight", [-0.5, NAN, INF, None]),
+    (DecoyEscape, "decoy", [3, "decoy", DistillConfig(), DecoyConfig]),
     (PGDSplitter, "eps", [-0.1, 4, "4/255", NAN]),
     (PGDSplitter, "steps", [0, 3.0, True]),
     (PGDSplitter, "step_size", [-0.01, 2, "auto"]),
@@ -246,7 +253,7 @@ SETTINGS = [  # of configurations: a wrong type, out of range, or neither number
     (Preset, "round_distill", [TeacherConfig()]),
     (Preset, "temperature", [0, NAN, "20"]),
     (Preset, "round_temperature", [-1, INF]),
-    (Preset, "ckd", [ATEsc, PlainKD()]),
+    (Preset, "ckd", [DecoyEscape, PlainKD()]),
     (Preset, "atesc", [CalibratedKD(), 0.5]),
     (Preset, "iterations", [0, 2.5, "400"]),
     (Preset, "rounds", [0, True]),
@@ -750,14 +757,20 @@ REFUSED = {  # what is typed -> what the line says
     "a command of 100,000 letters": (["x" * 10**5], "invalid choice"),
     "no experiment": (["run"], "experiment"),
     "two experiments": (["run", "ood_trap", "close_set"], "close_set"),
-    "an unknown experiment": (["run", "ood-trap"], "Did you mean 'ood_trap'?"),
+    "an unknown experiment": (
+        ["run", "ood-trap"],
+        f"known: {', '.join(experiments())}. Did you mean 'ood_trap'?",
+    ),
     "an experiment's path": (["run", "nbs/experiments/ood_trap.ipynb"], "unknown experiment"),
     "an empty experiment": (["run", ""], "unknown experiment ''"),
     "an experiment with a new line": (["run", "ood_trap\nclose_set"], r"'ood_trap\nclose_set'"),
     "an experiment in colour": (["run", "\x1b[31mood_trap"], r"\x1b[31mood_trap"),
     "an experiment not in UTF-8": (["run", os.fsdecode(b"ood\xff")], r"ood\udcff"),
     "an experiment in Greek": (["run", "Παγίδα"], "unknown experiment 'Παγίδα'"),
-    "an unknown preset": (["run", "ood_trap", "--preset", "digts"], "Did you mean 'digits'?"),
+    "an unknown preset": (
+        ["run", "ood_trap", "--preset", "digts"],
+        "known: debug, digits, mnist, mnist_m, cifar10, paper. Did you mean 'digits'?",
+    ),
     "an empty preset": (["run", "ood_trap", "--preset", ""], "unknown preset ''"),
     "no preset": (["run", "ood_trap", "--preset"], "--preset"),
     "an unknown option": ([*RUN, "--sed", "1"], "Did you mean '--seed'?"),
@@ -772,6 +785,7 @@ REFUSED = {  # what is typed -> what the line says
         [*RUN, "-p", "iterations", "2.5"],
         "parameter iterations takes int, got '2.5'",
     ),
+    "no iterations": ([*RUN, "-p", "iterations", "0"], "iterations must be at least 1, got 0"),
     "iterations in words": (
         [*RUN, "-p", "iterations", "many"],
         "parameter iterations takes int, got 'many'",
@@ -880,7 +894,7 @@ def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, 
             "atesc: x.jsonl, line 3: torn",
         ),
         (
-            "from atesc.inside.tensors import Diverged\nraise Diverged('the loss is\\nnan')",
+            "from atesc.inside.errors import Diverged\nraise Diverged('the loss is\\nnan')",
             2,
             "atesc: the loss is nan",
         ),
@@ -889,7 +903,7 @@ def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, 
             1,
             "atesc: the notebook failed: RuntimeError: first",
         ),
-        ("raise ValueError", 1, "atesc: the notebook failed: ValueError: "),
+        ("raise ValueError", 1, "atesc: the notebook failed: ValueError"),
         ("{}['seconds']", 1, "atesc: the notebook failed: KeyError: 'seconds'"),
         ("import os\nos.kill(os.getpid(), 9)", 1, "atesc: the notebook failed: its process died"),
     ],
@@ -910,7 +924,7 @@ def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, mon
     (here / "nbs").mkdir()
     nbformat.write(notebook, here / "nbs/failing.ipynb")
     monkeypatch.setattr(
-        "atesc.app.cli.experiments", lambda: {"failing": here / "nbs/failing.ipynb"}
+        "atesc.app.run.experiments", lambda: {"failing": here / "nbs/failing.ipynb"}
     )
     got, lines = typed(["run", "failing", "--out", "o"], capsys)
     assert got == code and len(lines) == 1 and lines[0].startswith(said), lines
@@ -921,7 +935,7 @@ def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, mon
 
 
 def test_a_fault_of_the_commands_own_is_one_line(here, capsys, monkeypatch):
-    monkeypatch.setattr("atesc.app.cli.list_all", lambda: {}["x"])
+    monkeypatch.setattr("atesc.app.run.catalogue", lambda: {}["x"])
     code, lines = typed(["list"], capsys)
     assert code == 1 and len(lines) == 1
     assert (
@@ -969,11 +983,13 @@ def test_a_process_that_is_refused_says_one_line(args, here):
 
 def test_a_package_that_is_not_installed_is_one_line():
     program = "import sys; sys.modules['papermill'] = None; from atesc.app.command import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", "ood_trap"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "atesc: the package 'papermill' is not installed; the command needs all of: pip install 'atesc[notebooks]'\n"
+    assert done.stderr == (
+        "atesc: the package 'papermill' is not installed; this needs: "
+        "pip install 'atesc[notebooks]'\n"
     )
 
 

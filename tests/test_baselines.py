@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from atesc.inside.errors import ConfigError
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.distill import distill
+from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
+from atesc.method.run import DistillConfig
 from atesc.synthesis.cmi import CMI, CMIConfig, Contrast, contrastive_loss, reinitialise
 from atesc.synthesis.dfq import DFQ, DFQConfig
 from atesc.synthesis.generator import DCGANGenerator
@@ -82,7 +83,7 @@ class Counter:
 
 
 @BOTH
-@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, ATEsc])
+@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, ATEsc, DecoyEscape])
 def test_in_the_loop(make, objective, teachers):
     def run(seed):
         config = DistillConfig(student_steps=2, batch_size=16)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from atesc.method.decoys import DecoyConfig, Decoys
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import distill
+from atesc.method.objectives import CalibratedKD, DecoyEscape, PlainKD
+from atesc.method.run import DistillConfig
 from atesc.method.splitter import PGDSplitter
+from atesc.method.traps import LineUp, LineUpConfig
 from atesc.synthesis.dfq import DFQ, DFQConfig
 from atesc.synthesis.generator import DCGANGenerator
 from atesc.teachers.examine import NOISE
@@ -76,10 +78,12 @@ def test_pgd_attacks_an_image_once_in_its_life(teachers):
 @pytest.mark.parametrize("trapped", [True, False])
 def test_passes_of_atesc(trapped, teachers, monkeypatch):
     """The line-up, once; and decoys in every iteration after the first, if a class was found."""
-    config = DecoyConfig(generators=3, probe=7, per_class=3, batch_size=8, join=1.0)
-    objective = ATEsc(decoy=config)
+    config = DecoyConfig(
+        LineUpConfig(generators=3, steps=7, per_class=3), batch_size=8, max_trap_share=1.0
+    )
+    objective = DecoyEscape(decoy=config)
     monkeypatch.setattr(
-        Decoys, "traps", property(lambda self: torch.tensor([trapped, False, False, False]))
+        LineUp, "traps", property(lambda self: torch.tensor([trapped, False, False, False]))
     )
     student, generator = SmallVGG("8 M 8", 4), DCGANGenerator(size=8, latent_dim=16, width=8)
     synthesizer = DFQ(generator, DFQConfig(batch_size=SYNTHETIC))

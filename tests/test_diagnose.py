@@ -4,14 +4,16 @@ import json
 import re
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from atesc.inside.records import load_records
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.distill import distill
+from atesc.method.objectives import CalibratedKD, DecoyEscape, PlainKD
+from atesc.method.run import DistillConfig
 from atesc.method.splitter import PGDSplitter
 from atesc.method.watch import DistillWarning, Watch, vital_signs
 from atesc.study.grid import plan_grid, run_grid
@@ -38,11 +40,11 @@ class Draws(nn.Module):
 class Stubborn(PlainKD):
     "Forgetting that leaves nothing: away from the teacher on every image."
 
-    forget = 50.0
+    weight = 50.0
 
     def loss(self, student, batch):
         said = student(batch.images).log_softmax(1).gather(1, batch.logits.argmax(1)[:, None])
-        return super().loss(student, batch) + self.forget * said.clamp(min=-5).mean()
+        return super().loss(student, batch) + self.weight * said.clamp(min=-5).mean()
 
 
 def run(teachers, which, objective, given=lambda labels: labels >= 0, iterations=40):
@@ -74,7 +76,7 @@ PROVOKED = {
 }
 REMEDY = {
     "alike": "latent_dim",
-    "crowded": "use ATEsc",
+    "crowded": "use DecoyEscape",
     "missing": "class balance",
     "split": "larger eps",
     "forgetting": "lower its weight",
@@ -103,7 +105,7 @@ def test_an_attack_that_flips_everything(teachers):
     assert "100.0% of the pool are fragile" in text and "plain KD" in text and "smaller eps" in text
 
 
-@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, ATEsc])
+@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, DecoyEscape])
 def test_a_healthy_run_is_silent(objective, teachers):
     result, caught = run(teachers, "sl", objective())
     assert result.warnings == [] and caught == []
@@ -117,8 +119,8 @@ def test_a_line_up_close_to_the_limit_is_uncertain(ratio, said, teachers, monkey
         self.ratio = torch.tensor([1.0, ratio, 1.0, 0.9])
         return self.traps
 
-    monkeypatch.setattr("atesc.method.decoys.Decoys.line_up", line_up)
-    result, _ = run(teachers, "sl", ATEsc(), iterations=8)
+    monkeypatch.setattr("atesc.method.traps.LineUp.run", line_up)
+    result, _ = run(teachers, "sl", DecoyEscape(), iterations=8)
     texts = [warning["text"] for warning in result.warnings if warning["name"] == "line-up"]
     assert len(texts) == (said is not None)
     assert (
@@ -130,13 +132,13 @@ def test_a_line_up_close_to_the_limit_is_uncertain(ratio, said, teachers, monkey
     )
 
 
-@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, ATEsc])
+@pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, DecoyEscape])
 def test_looking_changes_nothing(objective, teachers, monkeypatch):
     """The same student, weights and BatchNorm statistics, the same teacher passes, with 20 looks and with none."""
     looked, _ = run(teachers, "ntl", objective())
     state = torch.get_rng_state()
     looks = []
-    monkeypatch.setattr(Watch, "look", lambda *args: looks.append(args))
+    monkeypatch.setattr(Watch, "after", lambda *args: looks.append(args))
     blind, _ = run(teachers, "ntl", objective())
     assert len(looks) == 40 and torch.equal(state, torch.get_rng_state())
     assert looked.passes == blind.passes
@@ -213,12 +215,15 @@ def test_what_is_wrong_now_and_then_is_no_reason_to_warn(monkeypatch):
         ({30, 35, 40, 45, 60, 65, 70}, [40]),
         (set(range(0, 101)), [40]),
     ):
-        watch = Watch(PlainKD(), iterations=100)
+        watch, pools = Watch(), SimpleNamespace(own=SimpleNamespace(contents=lambda: None))
+        run = SimpleNamespace(iterations=100, student=None, new=None, pools=pools)
+        run.objective = PlainKD()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for now in range(1, 101):
-                watch.look(now, None, None, None)
-        assert [warning["iteration"] for warning in watch.found] == expected
+                run.iteration = now
+                watch.after(run)
+        assert [warning["iteration"] for warning in watch.issued] == expected
 
 
 def test_records_hold_the_warnings(preset, tmp_path):

@@ -10,9 +10,11 @@ from torch import nn
 
 from atesc.inside.errors import Diverged, InputError
 from atesc.method.decoys import DecoyConfig
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc, PlainKD
+from atesc.method.distill import distill
+from atesc.method.objectives import DecoyEscape, PlainKD
+from atesc.method.run import DistillConfig
 from atesc.method.splitter import PGDSplitter, RadiusSplitter, SplitWarning, radius
+from atesc.method.traps import LineUpConfig
 from atesc.study.grid import Teachers, distil_student
 from atesc.study.presets import BASELINES
 from atesc.synthesis.dfq import DFQ, DFQConfig
@@ -28,7 +30,7 @@ def run(teacher, student=None, iterations=2):
         teacher,
         student,
         synthesizer=dfq,
-        objective=ATEsc(decoy=DecoyConfig(probe=5, per_class=2)),
+        objective=DecoyEscape(decoy=DecoyConfig(LineUpConfig(steps=5, per_class=2))),
         iterations=iterations,
         config=DistillConfig(student_steps=1, batch_size=16),
     )

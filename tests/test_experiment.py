@@ -12,7 +12,8 @@ from atesc.inside.errors import ConfigError
 from atesc.inside.records import load_records
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import DistillConfig
-from atesc.method.objectives import ATEsc
+from atesc.method.objectives import DecoyEscape
+from atesc.method.traps import LineUpConfig
 from atesc.study.grid import Teachers, plan_grid, run_grid
 from atesc.study.presets import BASELINES, PRESETS, load_preset, synthesizer_for
 from atesc.synthesis.cmi import CMIConfig
@@ -32,7 +33,7 @@ TINY = dict(
     synthetic_images=8,
     cmi=CMIConfig(steps=1, batch_size=4, bank=8),
     nayer=NAYERConfig(steps=1, batch_size=4),
-    atesc=ATEsc(decoy=DecoyConfig(probe=1, per_class=2, batch_size=4, width=4)),
+    decoy=DecoyEscape(decoy=DecoyConfig(LineUpConfig(steps=1, per_class=2, width=4), batch_size=4)),
 )
 
 
@@ -133,9 +134,9 @@ def test_another_configuration_is_another_student(preset, tmp_path):
     cells = plan_grid(["debug->debug_ood"], [0], ["dfq"], ["ntl-plain"])
     (one,) = run_grid("demo", preset, cells, tmp_path)
     (two,) = run_grid(
-        "demo", replace(preset, atesc=replace(preset.atesc, forget=0.7)), cells, tmp_path
+        "demo", replace(preset, decoy=replace(preset.decoy, weight=0.7)), cells, tmp_path
     )
-    assert one == two, "ATEsc's settings do not concern a plain student"
+    assert one == two, "DecoyEscape's settings do not concern a plain student"
     (three,) = run_grid("demo", replace(preset, iterations=11), cells, tmp_path)
     assert three["iterations"] == 11 and len(load_records(tmp_path)) == 2
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from atesc.app.cli import experiments, parse_parameters, parse_value
 from atesc.app.explore import Question
+from atesc.app.run import experiments, parse_parameters, parse_value
 from atesc.data.tasks import KINDS, TASKS, check_task
 from atesc.inside.checks import configure
 from atesc.inside.errors import AtescError, ConfigError, choose
 from atesc.inside.records import RecordError, RecordWarning, append_records, load_records
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import DistillConfig
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
 from atesc.method.rivals import (
     CalibratedSplitter,
     ConfidenceSplitter,
@@ -28,6 +28,7 @@ from atesc.method.rivals import (
     RandomSplitter,
 )
 from atesc.method.splitter import PGDSplitter, RadiusSplitter
+from atesc.method.traps import LineUpConfig
 from atesc.study.presets import Preset, load_preset
 from atesc.synthesis.cmi import CMIConfig
 from atesc.synthesis.dfq import DFQConfig
@@ -44,6 +45,8 @@ CONFIGS = [
     PlainKD(),
     CalibratedKD(),
     ATEsc(),
+    DecoyEscape(),
+    LineUpConfig(),
     PGDSplitter(),
     RadiusSplitter(),
     EntropySplitter(),

@@ -10,7 +10,7 @@ from torch import nn
 
 from atesc.inside.errors import ConfigError
 from atesc.method.distill import distill
-from atesc.method.objectives import ATEsc, PlainKD
+from atesc.method.objectives import ATEsc, DecoyEscape, PlainKD
 from atesc.method.watch import DistillWarning
 from atesc.synthesis.dfq import DFQ, DFQConfig
 from atesc.synthesis.generator import BigGANGenerator, DCGANGenerator, synthesise
@@ -232,7 +232,7 @@ def test_sample_is_one_draw(make):
 
 
 @every_generator
-@pytest.mark.parametrize("objective", [PlainKD, ATEsc])
+@pytest.mark.parametrize("objective", [PlainKD, ATEsc, DecoyEscape])
 def test_dfq_distils_on_the_debug_task(make, objective, teachers):
     def mismatch():
         with torch.no_grad(), frozen(teachers.ntl):

@@ -18,8 +18,10 @@ from atesc.inside.errors import OutOfMemory
 from atesc.inside.files import StorageError, lock_of, run_dir, writable_dir, write_file
 from atesc.inside.records import append_records, load_records
 from atesc.method.decoys import DecoyConfig
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc
+from atesc.method.distill import distill
+from atesc.method.objectives import DecoyEscape
+from atesc.method.run import DistillConfig
+from atesc.method.traps import LineUpConfig
 from atesc.synthesis.dfq import DFQ, DFQConfig
 from atesc.synthesis.generator import DCGANGenerator
 from atesc.teachers.networks import SmallVGG
@@ -155,7 +157,7 @@ def test_no_permission(tmp_path):
     done = subprocess.run([*PYTHON, code, tmp_path / "theirs"], capture_output=True, text=True)
     assert (
         done.stdout.count(
-            "you have no permission to write there; write elsewhere, or change the permissions"
+            "no permission to write there; write elsewhere, or change the permissions"
         )
         == 4
     ), done.stdout + done.stderr
@@ -190,7 +192,7 @@ def test_two_runs_into_one_folder(tmp_path):
     assert first.stdout.readline() == "here\n"
     command = [
         *PYTHON,
-        "import sys; from atesc.app.cli import main; sys.exit(main())",
+        "import sys; from atesc.app.command import main; sys.exit(main())",
         "run",
         "ood_trap",
         "--preset",
@@ -235,7 +237,10 @@ def big(objective=None, synthetic=16, student=16):
     [
         (big(synthetic=HUGE), "DFQConfig.batch_size"),
         (big(student=HUGE), "DistillConfig.batch_size"),
-        (big(ATEsc(decoy=DecoyConfig(per_class=HUGE))), "DecoyConfig.per_class"),
+        (
+            big(DecoyEscape(decoy=DecoyConfig(LineUpConfig(per_class=HUGE)))),
+            "LineUpConfig.per_class",
+        ),
     ],
     ids=["images", "student", "line-up"],
 )

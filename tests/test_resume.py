@@ -16,11 +16,13 @@ from torch import nn
 from atesc.inside.checkpoint import CheckpointError, CheckpointWarning, fingerprint
 from atesc.inside.errors import InputError
 from atesc.inside.files import StorageError
-from atesc.method.decoys import DecoyConfig, Decoys
-from atesc.method.distill import DistillConfig, distill
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.decoys import DecoyConfig
+from atesc.method.distill import distill
+from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
 from atesc.method.rivals import CalibratedSplitter, FeatureSplitter, RandomSplitter
-from atesc.method.splitter import PGDSplitter, Splitter
+from atesc.method.run import DistillConfig
+from atesc.method.splitter import PGDSplitter, RadiusSplitter, Splitter
+from atesc.method.traps import LineUp, LineUpConfig
 from atesc.method.watch import Watch
 from atesc.synthesis.batch import Batch
 from atesc.synthesis.cmi import CMI, CMIConfig
@@ -31,7 +33,9 @@ from atesc.teachers.networks import SmallVGG
 from atesc.teachers.training import TeacherConfig, train_ntl, train_sl
 
 ROOT = Path(__file__).parents[1]
-TRAPPED = DecoyConfig(probe=6, per_class=2, batch_size=8, generators=2, join=1.0)
+TRAPPED = DecoyConfig(
+    LineUpConfig(steps=6, per_class=2, generators=2), batch_size=8, max_trap_share=1.0
+)
 
 
 def generator(kind=DCGANGenerator, **named):
@@ -55,7 +59,9 @@ OBJECTIVES = {
     "ckd, calibrated": lambda: CalibratedKD(splitter=CalibratedSplitter(memory=40)),
     "ckd, features": lambda: CalibratedKD(splitter=FeatureSplitter()),
     "ckd, random": lambda: CalibratedKD(splitter=RandomSplitter(other=FeatureSplitter())),
-    "atesc": lambda: ATEsc(decoy=TRAPPED),
+    "atesc": ATEsc,
+    "atesc, kl-mmd": lambda: ATEsc(splitter=RadiusSplitter(), form="kl-mmd"),
+    "decoy": lambda: DecoyEscape(decoy=TRAPPED),
 }
 
 
@@ -103,7 +109,7 @@ def outcome(result):
 def trapped(monkeypatch):
     """Class 0 is found to be a trap."""
     monkeypatch.setattr(
-        Decoys, "traps", property(lambda self: torch.tensor([True, False, False, False]))
+        LineUp, "traps", property(lambda self: torch.tensor([True, False, False, False]))
     )
 
 
@@ -125,7 +131,7 @@ def test_ctrl_c_and_the_same_call_again(synthesizer, objective, teachers, tmp_pa
 
 def test_a_watch_goes_on_watching(teachers, tmp_path):
     """What was warned about before the interruption is not warned about again, and what had been seen once or twice counts."""
-    changes = {"iterations": 12, "synthesizer": "cmi", "objective": "atesc"}
+    changes = {"iterations": 12, "synthesizer": "cmi", "objective": "decoy"}
     with pytest.warns(UserWarning):
         whole = run(teachers.ntl, None, **changes)
     assert whole.warnings
@@ -275,7 +281,7 @@ def test_damaged_checkpoints_are_refused_and_left(teachers, tmp_path):
         torch.save({k: v for k, v in kept.items() if k != name}, path)
         with pytest.raises(CheckpointError, match=f"damaged .KeyError: '{name}'"):
             run(teachers.ntl, path)
-    torch.save({**kept, "state": {**kept["state"], "pool": None}}, path)
+    torch.save({**kept, "state": {**kept["state"], "pools": None}}, path)
     with pytest.raises(CheckpointError, match="damaged"):
         run(teachers.ntl, path)
     for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
@@ -296,7 +302,9 @@ def test_a_run_that_is_under_way_has_its_checkpoint_for_itself(teachers, tmp_pat
 
 @dataclass
 class Bare(PlainKD):
-    """A loss of somebody who has not heard of checkpoints, and of one who remembers."""
+    """A loss of somebody else, which counts images and says so."""
+
+    STATE = ("seen",)
 
     def update(self, new, pool):
         self.seen = getattr(self, "seen", 0) + len(new)

@@ -10,7 +10,7 @@ from torchvision.models import resnet18, squeezenet1_1
 
 from atesc.inside.archive import WeightsError
 from atesc.method.distill import distill
-from atesc.method.objectives import ATEsc, CalibratedKD, PlainKD
+from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
 from atesc.method.splitter import PGDSplitter, radius
 from atesc.study.metrics import predict
 from atesc.synthesis.dfq import DFQ
@@ -70,7 +70,8 @@ USES = {
     "plain": lambda t, x: run(t, SmallVGG("8 M 8", 4)),
     "ckd": lambda t, x: run(t, SmallVGG("8 M 8", 4), CalibratedKD()),
     "atesc": lambda t, x: run(t, SmallVGG("8 M 8", 4), ATEsc()),
-    "exception": lambda t, x: run(t, Failing(5), ATEsc()),
+    "decoy": lambda t, x: run(t, SmallVGG("8 M 8", 4), DecoyEscape()),
+    "exception": lambda t, x: run(t, Failing(5), DecoyEscape()),
     "exception in the split": lambda t, x: PGDSplitter()(t, x * 2),
 }
 

@@ -24,7 +24,8 @@ from ..inside.checks import check_is, check_list, check_range
 from ..inside.errors import choose
 from ..inside.records import append_records, load_records, record_key
 from ..inside.runtime import as_config, progress, provenance, seeded, versions
-from ..method.distill import Distilled, distill
+from ..method.distill import distill
+from ..method.run import Distilled
 from ..method.splitter import GRID, radius
 from .metrics import evaluator
 from atesc.study.presets import (
@@ -439,7 +440,7 @@ class Variant(NamedTuple):
     "A kind of student, and how it is made."
 
     preset: Preset  # all settings
-    student: str = "ntl-atesc"  # one of STUDENTS
+    student: str = "ntl-decoy"  # one of STUDENTS
     baseline: str = "dfq"  # one of BASELINES
 
 
