@@ -1,4 +1,4 @@
-"""Random settings, names and files of records: each is taken as it should be, or refused with the package's own error."""
+"""Random settings, names and files of records are accepted or refused with the package's error."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Files of weights from a stranger: none runs code, none takes memory or time, each is refused in a sentence that names the file."""
+"""Hostile files of weights run no code, take no memory and no time, and are refused by name."""
 
 import builtins
 import collections
@@ -207,7 +207,7 @@ refused_pickle(
 )
 refused_pickle(
     "deep lists",
-    "does not say of which network",
+    "its data are nested more than 32 deep",
     b"\x80\x02}" + text("a") + b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b"s.",
 )
 refused_pickle("a tuple as a key", "a key of a dictionary", b"\x80\x02}N\x85Ns.")
@@ -242,39 +242,77 @@ LAUGHS = (
 )
 refused_pickle(
     "lists of one list twice, 25 deep",
-    "does not say of which network",
+    "it has more than 200000 parts",
     b"\x80\x02}" + text("a") + LAUGHS + b"s.",
 )
 refused_pickle("a key in itself", "a key of a dictionary", b"\x80\x02}q\0h\0h\0s.")
+TWINS = (
+    b"N" + b"q\0h\0\x86" * 30
+)  # a tuple that holds another twice, which holds another twice, ...
+STORED = {"key": (b"ctorch\nFloatStorage\n", TWINS), "type": (TWINS, text("0"))}
+for part, (kind, key) in STORED.items():
+    refused_pickle(
+        f"a storage whose {part} is a tuple of 2**30 tuples",
+        "names a storage as torch.save does not",
+        b"\x80\x02}"
+        + text("a")
+        + listed(text("storage"), kind, key, text("cpu"), whole(10))
+        + b"Qs.",
+    )
+refused_pickle(
+    "a function that is a tuple of 2**30 tuples", "calls a function", b"\x80\x02" + TWINS + b")R."
+)
+REPEATED = {
+    "lists": LAUGHS,
+    "tuples": TWINS,
+    "texts": b"](" + text("x" * 10**6) + b"q\0" + b"h\0" * 100_000 + b"e",
+}
+for kind, value in REPEATED.items():  # settings are quoted in messages
+    refused_pickle(
+        f"settings of repeated {kind}",
+        "it has more than 200000 parts or 16777216 letters",
+        b"\x80\x02}("
+        + text("network")
+        + text("SmallVGG")
+        + text("state")
+        + b"}"
+        + text("config")
+        + b"}("
+        + text("name")
+        + value
+        + text("num_classes")
+        + whole(4)
+        + b"uu.",
+    )
 
 refused_pickle(
     "10**12 numbers",
-    "claims 4000000000000 bytes, the file has 40",
+    "claims 4000000000000 bytes, 40 are there",
     state_of(tensor(10**12, [10**12], [1])),
 )
 refused_pickle(
     "more numbers than its entry has",
-    "claims 80 bytes, the file has 40",
+    "claims 80 bytes, 40 are there",
     state_of(tensor(20, [20], [1])),
 )
 refused_pickle(
     "fewer numbers than its entry has",
-    "claims 20 bytes, the file has 40",
+    "claims 20 bytes, 40 are there",
     state_of(tensor(5, [5], [1])),
 )
 refused_pickle(
     "a negative number of numbers",
-    "claims -40 bytes, the file has 40",
+    "claims -40 bytes, 40 are there",
     state_of(tensor(-10, [10], [1])),
 )
 refused_pickle(
     "an entry that is not there",
-    "claims 40 bytes, the file has 0",
+    "claims 40 bytes, 0 are there",
     state_of(tensor(10, [10], [1], key="7")),
 )
 refused_pickle(
     "an entry outside",
-    "claims 40 bytes, the file has 0",
+    "claims 40 bytes, 0 are there",
     state_of(tensor(10, [10], [1], key="../data.pkl")),
 )
 refused_pickle(
@@ -364,7 +402,11 @@ def _(path, canary):
     claiming(path, "data.pkl", 2**32 - 2)
 
 
-@among(PICKLES, "10 GB of a list of entries, in a sparse file", "list of entries has more than")
+@among(
+    PICKLES,
+    "10 GB of a list of entries, in a sparse file",
+    "its table of contents exceed 2,097,152 bytes",
+)
 def _(path, canary):
     archive(path, b"\x80\x02}.")
     size = 10 * 2**30
@@ -380,20 +422,20 @@ def _(path, canary):
         )
 
 
-@among(PICKLES, "a comment", "a zip archive does not end like this")
+@among(PICKLES, "a comment", "it does not end as a zip archive does")
 def _(path, canary):
     archive(path, b"\x80\x02}.")
     with zipfile.ZipFile(path, "a") as made:
         made.comment = b"PK\5\6"
 
 
-@among(PICKLES, "something after the end", "a zip archive does not end like this")
+@among(PICKLES, "something after the end", "it does not end as a zip archive does")
 def _(path, canary):
     archive(path, b"\x80\x02}.")
     path.write_bytes(path.read_bytes() + b"x")
 
 
-@among(PICKLES, "half of a file", "a zip archive does not end like this")
+@among(PICKLES, "half of a file", "it does not end as a zip archive does")
 def _(path, canary):
     torch.save(STATE, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -423,17 +465,17 @@ def _(path, canary):
     torch.save({"a": Payload(canary)}, path, _use_new_zipfile_serialization=False)
 
 
-@among(PICKLES, "a bare pickle", "a zip archive does not end like this")
+@among(PICKLES, "a bare pickle", "it does not end as a zip archive does")
 def _(path, canary):
     path.write_bytes(pickle.dumps(Payload(canary)))
 
 
-@among(PICKLES, "a text", "a zip archive does not end like this")
+@among(PICKLES, "a text", "it does not end as a zip archive does")
 def _(path, canary):
     path.write_text("hello")
 
 
-@among(PICKLES, "empty", "a zip archive does not end like this")
+@among(PICKLES, "empty", "it does not end as a zip archive does")
 def _(path, canary):
     path.touch()
 
@@ -491,9 +533,11 @@ PARSED = "is not a safetensors file: "
 refused_header("header of 2**63", "header claims 9223372036854775808 bytes", {}, length=2**63)
 refused_header("header of 2**64 - 1", "header claims", {}, length=2**64 - 1)
 refused_header(
-    "header beyond the file", "header claims 1000 bytes, in a file of 10 bytes", {}, length=1000
+    "header beyond the file", "header claims 1000 bytes, at most 2 are accepted", {}, length=1000
 )
-refused_header("header beyond the limit", "of at most 1048576", b"{" + b" " * 2**21 + b"}")
+refused_header(
+    "header beyond the limit", "at most 1048576 are accepted", b"{" + b" " * 2**21 + b"}"
+)
 refused_header("deep JSON", PARSED, b'{"a":' + b"[" * 1_000_000)
 refused_header("many names", "it lacks", {str(i): entry([0], 0, 0) for i in range(14_000)})
 refused_header("a long name", "it holds 'xxx", {"x" * 900_000: entry([0], 0, 0)})
@@ -1148,6 +1192,6 @@ def test_a_checkpoint_is_copied_out_of_its_file(tmp_path):
 )
 def test_what_could_not_be_read_is_not_written(value, tmp_path):
     write_pt(tmp_path / "file.pt", {"step": 1})
-    with pytest.raises(WeightsError, match="file.pt is not going to be written: "):
+    with pytest.raises(WeightsError, match="file.pt cannot be written: "):
         write_pt(tmp_path / "file.pt", value)
     assert read_pt(tmp_path / "file.pt") == {"step": 1}
