@@ -308,6 +308,7 @@ def test_an_evaluation_cannot_disturb_training(teachers):
                 teachers.ntl,
                 SmallVGG("8 M 8", 4, seed=1),
                 synthesizer=dfq,
+                objective=PlainKD(),
                 iterations=6,
                 evaluate=evaluate,
                 eval_every=1,

@@ -19,7 +19,7 @@ from atesc.inside.files import StorageError, lock_of, run_dir, writable_dir, wri
 from atesc.inside.records import append_records, load_records
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import distill
-from atesc.method.objectives import DecoyEscape
+from atesc.method.objectives import DecoyEscape, PlainKD
 from atesc.method.run import DistillConfig
 from atesc.method.traps import LineUpConfig
 from atesc.synthesis.dfq import DFQ, DFQConfig
@@ -113,6 +113,7 @@ def test_a_full_disk_stops_a_run_that_can_go_on(teachers, tmp_path, monkeypatch)
             teachers.ntl,
             SmallVGG("8 M 8", 4),
             synthesizer=dfq,
+            objective=PlainKD(),
             iterations=30,
             config=DistillConfig(student_steps=1),
             checkpoint=path,

@@ -11,6 +11,7 @@ from torch import nn
 from atesc.data.tasks import load_task
 from atesc.inside.errors import ConfigError
 from atesc.method.distill import distill
+from atesc.method.objectives import PlainKD
 from atesc.method.splitter import (
     GRID,
     PGDSplitter,
@@ -76,7 +77,13 @@ def test_score_and_shapes(digits):
 def trapped(digits):
     """A batch of a generator that plain DFQ has trained against the NTL teacher."""
     synthesizer = DFQ(DCGANGenerator(size=16))
-    distill(digits[0], SmallVGG("16 M 32 M", 10, seed=1), synthesizer=synthesizer, iterations=60)
+    distill(
+        digits[0],
+        SmallVGG("16 M 32 M", 10, seed=1),
+        synthesizer=synthesizer,
+        objective=PlainKD(),
+        iterations=60,
+    )
     return synthesizer.sample(400)
 
 
