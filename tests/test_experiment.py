@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_domains import any_checksum, write_folders, write_stand_in  # noqa: F401, any_checksum is a fixture
+from stand_ins import write_folders, write_stand_in
 
 from atesc.data.tasks import TASKS, load_task
 from atesc.inside.errors import ConfigError
@@ -48,7 +48,7 @@ def stand_ins(task, root):
 
 
 @pytest.mark.parametrize("task", PRESETS["paper"].tasks)
-def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum, monkeypatch):  # noqa: F811
+def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum, monkeypatch):
     """Small networks at the paper's 64 pixels; only the download and the real files are missing here."""
     stand_ins(task, tmp_path / "data")
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
@@ -71,7 +71,7 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
 
 
 @pytest.mark.parametrize("pair", [("vgg13", "vgg11"), ("resnet34", "resnet18")])
-def test_full_networks_with_every_baseline(pair, tmp_path, any_checksum, monkeypatch):  # noqa: F811
+def test_full_networks_with_every_baseline(pair, tmp_path, any_checksum, monkeypatch):
     stand_ins("cifar10+sig", tmp_path / "data")
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
     settings = load_preset(

@@ -1,4 +1,4 @@
-"""Downloads from a server that may do anything, as a user meets them: whole and checked, or absent with a sentence."""
+"""Downloads from a server that may do anything are whole and checked, or absent with a reason."""
 
 import gzip
 import hashlib
@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from test_domains import any_checksum, write_stand_in  # noqa: F401, any_checksum is a fixture
+from stand_ins import write_stand_in
 
-from atesc.app.cli import main
+from atesc.app.command import main
 from atesc.data.domains import load_domain
 from atesc.data.sources import SOURCES, Remote, download
 from atesc.inside import fetch as module
@@ -31,28 +31,25 @@ MOST = 2_000_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; the attributes say how it misbehaves, `log` what was asked and how many bytes were sent."""
+    """Serves `files` and misbehaves as its attributes say.
+
+    `log` has a list for each request: the path, the range, and the number of bytes sent.
+    """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.log = {"/file": CONTENT}, []
-        self.ranges, self.declared, self.undeclared = (
-            True,
-            None,
-            False,
-        )  # knows ranges; a Content-Length that is not true; has none
-        self.stop_after, self.stall, self.drip = (
-            [],
-            0.0,
-            0.0,
-        )  # bytes sent before it breaks off, answer by answer; seconds it sleeps then, or between blocks
-        self.status, self.location, self.content_range = (
-            [],
-            None,
-            None,
-        )  # answers before the honest one; a redirect; a false Content-Range
+        self.ranges = True  # it knows ranges
+        self.declared = None  # a Content-Length that is not true
+        self.undeclared = False  # it sends no Content-Length
+        self.stop_after = []  # bytes sent before it breaks off, answer by answer
+        self.stall = 0.0  # seconds that it sleeps before it breaks off
+        self.drip = 0.0  # seconds that it sleeps between blocks
+        self.status = []  # answers before the honest one
+        self.location = None  # a redirect
+        self.content_range = None  # a Content-Range that is not true
 
     def url(self, path="/file"):
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -162,7 +159,7 @@ def test_an_interrupted_download_goes_on(in_one_call, server, tmp_path):
 
 def test_where_no_length_is_declared_the_checksum_finds_the_end_missing(server, tmp_path):
     server.stop_after, server.undeclared = [300_000], True
-    with pytest.raises(DownloadError, match="its md5 is"):
+    with pytest.raises(DownloadError, match="it is not the published file: md5"):
         fetch(server.url(), tmp_path / "file", MD5, MOST)
     assert left(tmp_path) == []
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
@@ -219,22 +216,21 @@ def test_a_server_that_stalls_is_given_up(server, tmp_path):
 def test_a_server_that_only_drips_is_given_up(server, tmp_path, monkeypatch):
     server.drip = 0.1
     monkeypatch.setattr(module, "SLOWEST", 10**7)
-    with pytest.raises(DownloadError, match=r"sent no more than \d+ bytes in 0 s"):
+    with pytest.raises(DownloadError, match=r"sent only \d+ bytes in 0 s"):
         fetch(server.url(), tmp_path / "file", MD5, MOST, timeout=0.3, tries=1)
 
 
 def test_nobody_listens(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(module, "PAUSE", 0.01)
-    with pytest.raises(DownloadError, match="127.0.0.1:9/x cannot be had: .*refused$"):
+    with pytest.raises(DownloadError, match="127.0.0.1:9/x cannot be downloaded: .*refused$"):
         fetch("http://127.0.0.1:9/x", tmp_path / "file", MD5, MOST)
     assert left(tmp_path) == []
 
 
 def test_another_file_than_the_published_one_is_removed(server, tmp_path):
     with pytest.raises(
-        DownloadError,
-        match=f"gives another file than the published one: its md5 is {MD5}, expected {'0' * 32}",
+        DownloadError, match=f"it is not the published file: md5 {MD5}, not {'0' * 32}"
     ):
         fetch(server.url(), tmp_path / "file", "0" * 32, MOST)
     assert left(tmp_path) == [] and len(server.log) == 1, (
@@ -254,9 +250,7 @@ def test_a_body_that_is_cut_short(server, tmp_path):
 def test_a_body_that_is_too_large(declared, undeclared, sent, server, tmp_path):
     """It is not read when it is declared, and not to its end when it is not."""
     server.declared, server.undeclared, server.drip = declared, undeclared, 0.01
-    with pytest.raises(
-        DownloadError, match="gives more than the 500,000 bytes that the file may have"
-    ):
+    with pytest.raises(DownloadError, match="it has more than the 500,000 bytes that are accepted"):
         fetch(server.url(), tmp_path / "file", MD5, 500_000)
     assert left(tmp_path) == [] and len(server.log) == 1
     time.sleep(0.1)
@@ -265,7 +259,7 @@ def test_a_body_that_is_too_large(declared, undeclared, sent, server, tmp_path):
 
 def test_a_body_that_is_longer_than_declared(server, tmp_path):
     server.declared = 400_000
-    with pytest.raises(DownloadError, match="its md5 is"):
+    with pytest.raises(DownloadError, match="it is not the published file: md5"):
         fetch(server.url(), tmp_path / "file", MD5, MOST)
 
 
@@ -274,7 +268,9 @@ def test_a_body_that_is_longer_than_declared(server, tmp_path):
 )
 def test_a_server_that_has_nothing(status, asked, server, tmp_path):
     server.status = [status] * 9
-    with pytest.raises(DownloadError, match=f"/file cannot be had: the server answers {status}"):
+    with pytest.raises(
+        DownloadError, match=f"/file cannot be downloaded: the server answers {status}"
+    ):
         fetch(server.url(), tmp_path / "file", MD5, MOST, tries=3)
     assert len(server.log) == asked and left(tmp_path) == []
 
@@ -289,7 +285,7 @@ def test_a_server_that_is_busy_for_a_moment(server, tmp_path):
 )
 def test_a_redirect_to_anything_but_http(where, server, tmp_path):
     server.location = where
-    with pytest.raises(DownloadError, match="/file cannot be had"):
+    with pytest.raises(DownloadError, match="/file cannot be downloaded"):
         fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1)
     assert left(tmp_path) == []
 
@@ -335,7 +331,8 @@ def test_mirrors_are_tried_in_turn(server, tmp_path):
     assert [entry[0] for entry in server.log] == ["/gone", "/wrong", "/file"]
     with pytest.raises(
         DownloadError,
-        match="/gone cannot be had: the server answers 404 Not Found; .*/wrong gives another file",
+        match="/gone cannot be downloaded: the server answers 404 Not Found; "
+        ".*/wrong cannot be downloaded: it is not the published file",
     ):
         fetch(urls[:2], tmp_path / "other", MD5, MOST)
 
@@ -347,7 +344,10 @@ def test_no_room(server, tmp_path):
         match="a part of the path is a file, not a folder|a file of that name is in the way",
     ):
         fetch(server.url(), tmp_path / "blocked/file", MD5, MOST)
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    )
     done = run(limit + call(server, tmp_path))
     assert (
         done.returncode == 1
@@ -360,7 +360,8 @@ def test_no_room(server, tmp_path):
 
 
 def call(server, folder, **given):
-    return f"from atesc.inside.fetch import fetch; fetch({server.url()!r}, {str(folder / 'file')!r}, {MD5!r}, {MOST}, **{given})"
+    arguments = f"{server.url()!r}, {str(folder / 'file')!r}, {MD5!r}, {MOST}, **{given}"
+    return f"from atesc.inside.fetch import fetch; fetch({arguments})"
 
 
 def run(code):
@@ -435,7 +436,7 @@ def test_what_a_server_says_is_one_line(server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def published(server, tmp_path, monkeypatch, any_checksum):
-    """Stand-ins for every data set, packed as they are published, on the server; SOURCES points there."""
+    """A server with stand-ins for every data set, packed as published; SOURCES points there."""
     for name, source in SOURCES.items():
         made, remotes = tmp_path / "made" / name, []
         made.mkdir(parents=True)
@@ -492,10 +493,10 @@ def test_the_published_sums_are_those_of_torchvision():
 
 
 def test_an_interrupted_data_set_goes_on(published, server, tmp_path):
-    """The third of MNIST's four files breaks off: the first two are not asked for again, nor what came of the third."""
+    """The third of MNIST's four files breaks off; nothing that came is asked for again."""
     third = SOURCES["mnist"].remotes[2]
     content = server.files.pop(f"/mnist/{third.file}")
-    with pytest.raises(DownloadError, match="t10k-images-idx3-ubyte.gz cannot be had"):
+    with pytest.raises(DownloadError, match="t10k-images-idx3-ubyte.gz cannot be downloaded"):
         download("mnist", tmp_path / "data")
     with pytest.raises(MissingData, match="train-images-idx3-ubyte is missing"):
         load_domain("mnist", 16, tmp_path / "data")
@@ -529,7 +530,7 @@ def test_the_command_checks_all_names_first(published, server, tmp_path, capsys)
     assert main(["download", "usps", "svhn", "--root", str(tmp_path / "data")]) == 0
     server.files.clear()
     assert main(["download", "stl10", "--root", str(tmp_path / "data")]) == 2
-    assert "cannot be had: the server answers 404" in capsys.readouterr().err
+    assert "cannot be downloaded: the server answers 404" in capsys.readouterr().err
     (tmp_path / "file").write_bytes(b"")
     for root in (tmp_path / "file", tmp_path / "file/deeper", ""):
         assert main(["download", "stl10", "--root", str(root)]) == 2
