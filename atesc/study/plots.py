@@ -173,20 +173,21 @@ def draw_curve(
 
     Args:
         axis: where
-        group: records with curves; the points that all have are drawn
+        group: records with curves; drawn are those with the measure, where all of them have points
         field: the measure, of a point
         percent: whether the band ends at 0 and 100
         x: field of a point
         **look: of the line
     """
-    lines = [{point[x]: value_of({**r, **point}, field) for point in r["curve"]} for r in group]
-    at = [i for i in lines[0] if all(line.get(i) is not None for line in lines)]
-    if not at:
+    lines = [{p[x]: value_of({**r, **p}, field) for p in r["curve"]} for r in group]
+    lines = [line for line in lines if set(line.values()) != {None}]
+    if not lines:
         return
+    at = [i for i in lines[0] if all(line.get(i) is not None for line in lines)]
     values = torch.tensor([[line[i] for i in at] for line in lines], dtype=torch.float64)
     centre = values.mean(0)
     axis.plot(at, centre, markersize=3.5, **look)
-    if len(group) > 1:
+    if len(lines) > 1:
         low, high = centre - values.std(0), centre + values.std(0)
         low, high = (low.clamp(0, 100), high.clamp(0, 100)) if percent else (low, high)
         axis.fill_between(at, low, high, color=look.get("color"), alpha=0.15, linewidth=0)
