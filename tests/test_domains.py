@@ -1,19 +1,14 @@
 """Domains: fixed splits without overlap, files found where they should be, helpful errors."""
 
-import bz2
-import pickle
 import shlex
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.io import savemat
-from torchvision.datasets import CIFAR10, STL10, SVHN
+from stand_ins import write_folders, write_idx, write_stand_in
 
-from atesc.app.cli import main
+from atesc.app.command import main
 from atesc.data.domains import (
     CROP,
     DOMAINS,
@@ -23,7 +18,7 @@ from atesc.data.domains import (
     load_domain,
     photo_columns,
 )
-from atesc.data.sources import CIFAR_CLASSES, SOURCES, STL_CLASSES, data_root, download_command
+from atesc.data.sources import CIFAR_CLASSES, SOURCES, data_root, download_command
 from atesc.data.tasks import load_task
 from atesc.inside.errors import ConfigError
 
@@ -50,7 +45,7 @@ def test_no_photo_pixel_is_in_both_parts(monkeypatch):
     monkeypatch.setattr(domains, "load_sample_images", lambda: fake)
     assert domains._photo_crops(200, 16, "train").max() == 0
     assert domains._photo_crops(200, 16, "test").min() == 1
-    photos = domains.photos(16, None)
+    photos = domains.photos(16)
     assert photos.train.images.max() == 0 and photos.test.images.min() == 1
     for part in (photos.train, photos.test):
         assert part.labels.bincount().tolist() == [len(part) // 2] * 2
@@ -63,7 +58,7 @@ def test_photos_are_labelled_by_photograph(monkeypatch):
     monkeypatch.setattr(
         domains, "load_sample_images", lambda: type("Bunch", (), {"images": [black, white]})
     )
-    for part in (domains.photos(8, None).train, domains.photos(8, None).test):
+    for part in (domains.photos(8).train, domains.photos(8).test):
         assert torch.equal(part.images.amax((1, 2, 3)), part.labels.float())
 
 
@@ -86,7 +81,7 @@ def test_no_printed_digit_is_in_both_parts(size):
 
 
 def test_printed_digits_can_be_told_apart():
-    """The nearest of the ten mean train images names most test digits, though the fonts are others."""
+    """The nearest of the ten mean train images names most test digits, in spite of other fonts."""
     domain = load_domain("digits_font", 16)
     means = torch.stack(
         [domain.train.images[domain.train.labels == k].mean(0) for k in range(10)]
@@ -105,21 +100,6 @@ def test_the_split_is_fixed():
     assert torch.equal(one.id.test.images, two.id.test.images)
     low, high = photo_columns(640, "test")
     assert high - low >= CROP
-
-
-def write_idx(path, array):
-    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    path.write_bytes(header + array.tobytes())
-
-
-def write_folders(folder, classes, parts=("train", "test"), n=1, kind="png", side=28):
-    rng = np.random.default_rng(1)
-    for part in parts:
-        for name in classes:
-            (folder / part / name).mkdir(parents=True)
-            for k in range(n):
-                image = Image.fromarray(rng.integers(0, 256, (side, side + 4, 3), dtype=np.uint8))
-                image.save(folder / part / name / f"{k}.{kind}")
 
 
 @pytest.fixture
@@ -149,78 +129,6 @@ def test_mnist_tasks_from_files(data_folder, monkeypatch):
     monkeypatch.setenv("ATESC_DATA", str(data_folder))
     assert data_root() == data_folder
     assert torch.equal(load_task("mnist->mnist_m", size=16).id.test.images, task.id.test.images)
-
-
-def write_stand_in(name, root):
-    """Twenty train and ten test images in the data set's own on-disk format; returns their pixels [N, C, H, W] and labels."""
-    rng = np.random.default_rng(0)
-    shape = {
-        "usps": (1, 16, 16),
-        "svhn": (3, 32, 32),
-        "cifar10": (3, 32, 32),
-        "stl10": (3, 96, 96),
-    }.get(name, (1, 28, 28))
-    made = [
-        (rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10) for n in (20, 10)
-    ]
-    if name == "stl10":  # blocks of one colour, so that something is left at a sixth of the size
-        made = [
-            (pixels[..., ::6, ::6].repeat(6, 2).repeat(6, 3), labels) for pixels, labels in made
-        ]
-    for part, (pixels, labels) in zip(("train", "test"), made):
-        if name in ("mnist", "fashion_mnist"):
-            raw = root / SOURCES[name].files
-            raw.mkdir(parents=True, exist_ok=True)
-            prefix = raw / {"train": "train", "test": "t10k"}[part]
-            write_idx(prefix.with_name(f"{prefix.name}-images-idx3-ubyte"), pixels[:, 0])
-            write_idx(prefix.with_name(f"{prefix.name}-labels-idx1-ubyte"), labels.astype(np.uint8))
-        elif name == "usps":  # libsvm: labels 1 to 10, pixels -1 to 1
-            rows = zip(labels + 1, (pixels / 127.5 - 1).reshape(len(pixels), -1))
-            text = "".join(
-                f"{k} " + " ".join(f"{i + 1}:{v:.5f}" for i, v in enumerate(row)) + "\n"
-                for k, row in rows
-            )
-            (root / {"train": "usps.bz2", "test": "usps.t.bz2"}[part]).write_bytes(
-                bz2.compress(text.encode())
-            )
-        elif name == "svhn":  # HWCN, digit 0 has the label 10
-            savemat(
-                root / f"{part}_32x32.mat",
-                {
-                    "X": pixels.transpose(2, 3, 1, 0),
-                    "y": np.where(labels == 0, 10, labels)[:, None],
-                },
-            )
-        elif name == "cifar10":
-            folder = root / "cifar-10-batches-py"
-            folder.mkdir(exist_ok=True)
-            names = [f"data_batch_{k}" for k in range(1, 6)] if part == "train" else ["test_batch"]
-            for file, rows in zip(names, np.array_split(np.arange(len(pixels)), len(names))):
-                batch = {
-                    "data": pixels[rows].reshape(len(rows), -1),
-                    "labels": labels[rows].tolist(),
-                }
-                (folder / file).write_bytes(pickle.dumps(batch))
-            (folder / "batches.meta").write_bytes(
-                pickle.dumps({"label_names": list(CIFAR_CLASSES)})
-            )
-        elif name == "stl10":  # column-major images, labels 1 to 10
-            folder = root / "stl10_binary"
-            folder.mkdir(exist_ok=True)
-            (folder / f"{part}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())
-            (folder / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
-            (folder / "unlabeled_X.bin").write_bytes(b"")
-            (folder / "class_names.txt").write_text("\n".join(STL_CLASSES))
-    return made
-
-
-@pytest.fixture
-def any_checksum(monkeypatch):
-    """Files are compared with the MD5 sums of the real ones; stand-ins have others, so only their presence counts."""
-    for module in ("atesc.data.sources", *(kind.__module__ for kind in (CIFAR10, STL10, SVHN))):
-        monkeypatch.setattr(
-            f"{module}.check_integrity", lambda path, md5=None: Path(path).is_file()
-        )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -265,7 +173,7 @@ def test_missing_data_says_where_and_how(name, tmp_path, monkeypatch):
         assert piece in text
     command, call = text.split("`atesc ")[1].split("`, or in Python atesc.data.sources.")
     asked = []
-    monkeypatch.setattr("atesc.app.cli.download", lambda *given: asked.append(given))
+    monkeypatch.setattr("atesc.data.sources.download", lambda *given: asked.append(given))
     assert main(shlex.split(command)) == 0  # what the message says to type
     eval(call, {"download": lambda *given: asked.append(given)})
     assert asked == [(name, str(tmp_path))] * 2
@@ -304,7 +212,7 @@ def test_class_folders_stand_in_for_torchvision_files(tmp_path):
 
 @pytest.mark.parametrize("background", ["photos", "cifar10"])
 def test_mnist_m_is_built_without_its_folders(background, tmp_path, any_checksum):
-    """Every image is |c - d| of its digit and a background of its own part, and of none of the other part."""
+    """Every image is |c - d| of its digit and a background of its own part, not of the other."""
     write_stand_in("mnist", tmp_path)
     if background == "cifar10":
         write_stand_in("cifar10", tmp_path)
