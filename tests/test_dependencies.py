@@ -19,7 +19,8 @@ WITH_TABLES = (
     "variants",
     "costs",
     "explore",
-    "cli",
+    "query",
+    "plots",
 )  # want the extra
 
 

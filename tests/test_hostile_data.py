@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_domains import write_folders, write_stand_in
+from stand_ins import write_folders, write_stand_in
 from torchvision.datasets.utils import check_integrity
 
-from atesc.app.cli import main
+from atesc.app.command import main
 from atesc.data import domains
 from atesc.data.domains import class_folders, load_domain
 from atesc.data.sources import SOURCES, read_idx

@@ -217,7 +217,7 @@ def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
             command, cwd=tmp_path, capture_output=True, text=True, env=environment
         )
 
-    where = run(python, "-c", "import atesc, atesc.app.cli; print(atesc.__file__)")
+    where = run(python, "-c", "import atesc, atesc.app.run; print(atesc.__file__)")
     assert where.returncode == 0 and Path(where.stdout.strip()).is_relative_to(clean), (
         where.stderr + where.stdout
     )

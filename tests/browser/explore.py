@@ -211,7 +211,7 @@ def main() -> None:
             atesc = [
                 sys.executable,
                 "-c",
-                "import sys; from atesc.app.cli import main; sys.exit(main())",
+                "import sys; from atesc.app.command import main; sys.exit(main())",
             ]
             subprocess.run(
                 [*atesc, "run", "ood_trap", "--preset", "debug"],
