@@ -29,7 +29,7 @@ test: $(READY) ## all notebooks, then all tests (export drift among them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-browser: $(READY) ## the page explore in a real browser; wants chromium
-	$(BIN)/python tests/browser/explore.py
+	$(BIN)/python tools/explore_page.py
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -47,8 +47,8 @@ results: $(READY) ## regenerate the committed records, one run a seed
 	mkdir -p results/bench
 	cp runs/results/bench/records.jsonl results/bench/
 	cp runs/results/ood_trap/seed-0/figures/images.png runs/results/bench/figures/*.png nbs/images/
-	$(BIN)/python tests/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
-	$(BIN)/python tests/keep_outputs.py runs/results/bench/bench.ipynb nbs/experiments/bench.ipynb
+	$(BIN)/python tools/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
+	$(BIN)/python tools/keep_outputs.py runs/results/bench/bench.ipynb nbs/experiments/bench.ipynb
 
 # The three notebooks are run once more at the end, when nothing is left to distil: they show what is in results/.
 study: $(READY) ## all tasks, baselines and students, in hours; goes on where it stopped; wants MNIST, MNIST-M and CIFAR-10
@@ -61,7 +61,7 @@ study: $(READY) ## all tasks, baselines and students, in hours; goes on where it
 	done
 	set -e; for experiment in close_set open_set backdoor; do \
 	  $(BIN)/atesc run $$experiment --preset digits --out runs/results/$$experiment/digits; \
-	  $(BIN)/python tests/keep_outputs.py runs/results/$$experiment/digits/$$experiment.ipynb nbs/experiments/$$experiment.ipynb; \
+	  $(BIN)/python tools/keep_outputs.py runs/results/$$experiment/digits/$$experiment.ipynb nbs/experiments/$$experiment.ipynb; \
 	done
 
 recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or two; goes on where it stopped
@@ -69,7 +69,7 @@ recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or
 	mkdir -p results/recipe
 	cp runs/results/recipe/records.jsonl results/recipe/
 	cp runs/results/recipe/figures/*.png nbs/images/
-	$(BIN)/python tests/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
+	$(BIN)/python tools/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
 
 # Analyses of variants take over students that another one has distilled.
 analyses: $(READY) ## one notebook a claim, in about three hours; goes on where it stopped
@@ -78,20 +78,20 @@ analyses: $(READY) ## one notebook a claim, in about three hours; goes on where 
 	set -e; for name in $(ANALYSES) $(VARIANTS); do \
 	  mkdir -p results/$$name/digits; \
 	  cp runs/results/$$name/digits/records.jsonl results/$$name/digits/; \
-	  $(BIN)/python tests/keep_outputs.py runs/results/$$name/digits/$$name.ipynb nbs/experiments/$$name.ipynb; \
+	  $(BIN)/python tools/keep_outputs.py runs/results/$$name/digits/$$name.ipynb nbs/experiments/$$name.ipynb; \
 	done
 	$(BIN)/atesc run report --preset digits --out runs/results/report
-	$(BIN)/python tests/keep_outputs.py runs/results/report/report.ipynb nbs/experiments/report.ipynb
+	$(BIN)/python tools/keep_outputs.py runs/results/report/report.ipynb nbs/experiments/report.ipynb
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
 	$(BIN)/nbdev_export
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/*/[0-9]*.ipynb nbs/index.ipynb
-	for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tests/keep_outputs.py $$notebook $$notebook; done
+	for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tools/keep_outputs.py $$notebook $$notebook; done
 	$(BIN)/nbdev_clean
-	$(BIN)/python tests/render_readme.py
+	$(BIN)/python tools/render_readme.py
 
 licences: $(READY) ## DEPENDENCIES.md, from what is installed
-	$(BIN)/python tests/licences.py
+	$(BIN)/python tools/licences.py
 
 audit: $(READY) ## are vulnerabilities known of what is installed? Wants the network
 	$(PYTHON) -m venv .venv/audit

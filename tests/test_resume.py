@@ -378,9 +378,9 @@ def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
 
 
 def test_sigkill_at_random_moments():
-    """In processes of their own. `tests/kills.py` tells what each went on from."""
+    """In processes of their own. `tools/kills.py` tells what each went on from."""
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/kills.py", "20"],
+        [sys.executable, ROOT / "tools/kills.py", "20"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

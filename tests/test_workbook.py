@@ -62,7 +62,7 @@ def test_notebooks_read_well(path):
     assert first.startswith("# ") and "\n> " in first, "H1 and one-line subtitle"
     assert path.stat().st_size < 600_000
     assert "widgets" not in notebook.metadata, (
-        "state of progress bars that are not shown: run tests/keep_outputs.py"
+        "state of progress bars that are not shown: run tools/keep_outputs.py"
     )
     for cell in notebook.cells:
         for out in cell.get("outputs", []):

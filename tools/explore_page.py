@@ -1,4 +1,4 @@
-"""explore.py [--runs DIR] [--screenshot PNG] [--seconds S]: the page of nbs/explore.ipynb in a real browser.
+"""explore_page.py [--runs DIR] [--screenshot PNG] [--seconds S]: the page of nbs/explore.ipynb in a real browser.
 
 Sliders are dragged with the mouse; the picture and the split must change, the best answer must come within S seconds (a machine may have other work).
 Debian's chromium, headless, is driven over the DevTools protocol. JupyterLab listens on loopback only, in a folder of its own. Without --runs, a run
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import websocket
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 NICE = 300  # seconds for anything that is not an answer: JupyterLab is slow to start on a machine at work
 PICTURE = """(() => {
   const image = document.querySelector('img.widget-image');

@@ -1,4 +1,4 @@
-"""Kill runs with SIGKILL at random moments, let each go on, and compare it with one that was left alone. `python tests/kills.py 100` does so 100 times."""
+"""Kill runs with SIGKILL at random moments, let each go on, and compare it with one that was left alone. `python tools/kills.py 100` does so 100 times."""
 
 import json
 import os
