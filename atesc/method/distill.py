@@ -17,17 +17,10 @@ from ..inside.checks import check_is, check_methods, check_range
 from ..inside.errors import ConfigError
 from ..inside.runtime import progress, seeded
 from ..inside.tensors import check_images
-from atesc.method.callbacks import (
-    Callback,
-    Clock,
-    Evaluation,
-    FiniteLoss,
-    Saving,
-    TeacherPasses,
-    attached,
-)
+from .callbacks import Callback, Clock, Evaluation, FiniteLoss
+from .callbacks import Saving, TeacherPasses, attached
 from .objectives import DecoyEscape, Objective
-from .run import DistillConfig, Distilled, Run, generator_step, student_step
+from .run import Distilled, DistillConfig, Run, generator_step, student_step
 from .watch import Watch
 from ..synthesis.dfq import DFQ
 from ..synthesis.generator import DCGANGenerator
@@ -61,7 +54,8 @@ def train(run: Run, callbacks: Sequence[Callback]) -> None:
     if not run.iteration:
         objective.start(run.teacher, run.images, run.num_classes)
     run.student.train()
-    for run.iteration in progress(run.iterations, run.desc, run.iteration):
+    for iteration in progress(run.iterations, run.desc, run.iteration):
+        run.iteration = iteration
         for callback in callbacks:
             callback.before(run)
         run.new = generator_step(run)
