@@ -96,7 +96,7 @@ FIGURES = {
     "split_criteria": ["criteria"],
     **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
     "ckd_only": ["trade_off", "curves"],
-    "forgetting": ["trade_off"],
+    "forgetting": ["trade_off", "weight"],
     "generators": ["radius", "students"],
     "overhead": ["cost"],
     "report": [],
