@@ -1,4 +1,4 @@
-"""Archives, idx files, image folders and published files of people who mean harm: a sentence within two seconds, and nothing else."""
+"""Hostile archives, idx files, images and published files are refused by a sentence in seconds."""
 
 import bz2
 import gzip
@@ -51,7 +51,7 @@ def tree(folder):
 
 
 class Watch:
-    """Refusals of type `error` that are one line, in time, in memory, and change nothing below `folder`."""
+    """A refusal of type `error`: one line, quick, within memory, and with no change in `folder`."""
 
     slowest = 0.0, ""
 
@@ -210,7 +210,7 @@ def test_a_tar_that_is_cut_short_is_refused(cut, tmp_path):
 
 
 def zip_with(name, content=EVIL, local=None, **fields):
-    """A zip of one file; `fields` of its entry in the directory and `local`, its name in front of the file, may lie."""
+    """A zip of one file whose directory has other `fields`, and whose file has the name `local`."""
     packed = io.BytesIO()
     info = zipfile.ZipInfo(name.replace("\0", "?"))
     info.compress_type = zipfile.ZIP_DEFLATED
@@ -519,7 +519,8 @@ def test_idx_labels_that_are_none_are_refused(tmp_path):
         ),
         (
             images_of(),
-            f"{LABELS} must be an idx file of bytes, shape ..N.. with N from 1 to 100000, got a header of 00000803",
+            f"{LABELS} must be an idx file of bytes, shape ..N.. with N from 1 to 100000, "
+            "got a header of 00000803",
         ),
     ):
         idx_pair(raw, labels=labels)
@@ -661,7 +662,8 @@ PICTURES = {
     + b"zTXt"
     + b"k\0\0"
     + zlib.compress(bytes(20_000_000))[:20_007].ljust(20_007, b"\0"),
-    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(ran) print\n",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    b"(ran) print\n",
     "GIF": image_bytes("GIF"),
     "TIFF with an endless list": b"II*\0\x08\0\0\0\xff\xff" + bytes(500),
     "PPM with long numbers": b"P6 " + b"9" * 100_000 + b" 1 255\n",
