@@ -149,16 +149,16 @@ def test_open_set_tasks_designate_a_label():
         replace(load_task("digits->digits_font"), target=0)
 
 
-def test_a_task_moves_whole():
+def test_a_whole_task_goes_to_a_device():
     for name in ("debug->debug_open", "debug+badnets_square", "debug->debug_ood"):
         task = load_task(name, 8)
-        moved = task.to(torch.device("cpu"))
+        there = task.to(torch.device("cpu"))
         assert (
-            moved.target == task.target
-            and moved.kind == task.kind
-            and moved.id.classes == task.id.classes
+            there.target == task.target
+            and there.kind == task.kind
+            and there.id.classes == task.id.classes
         )
-        assert torch.equal(moved.ood.test.images, task.ood.test.images)
+        assert torch.equal(there.ood.test.images, task.ood.test.images)
 
 
 def test_cifar10_and_stl10_share_nine_classes(monkeypatch):
@@ -231,4 +231,4 @@ def test_wrong_names_get_the_nearest_valid_one():
             load_task(wrong)
     with pytest.raises(ConfigError, match="unknown kind of task 'closeset'"):
         task = load_task("debug->debug_ood", 8)
-        Task("mine", "closeset", task.id, task.ood, 8)
+        Task("pair", "closeset", task.id, task.ood, 8)
