@@ -1,4 +1,4 @@
-"""Interrupted runs: the same call goes on, to the same weights bit for bit; another call is refused."""
+"""An interrupted run goes on to the same weights, bit for bit. Another run is refused."""
 
 import json
 import os
@@ -66,7 +66,7 @@ OBJECTIVES = {
 
 
 class Stop:
-    """An evaluation that asks for a stop, as Ctrl-C does, at its n-th call; 0: never."""
+    """An evaluation during which Ctrl-C is pressed, at its n-th call; 0: never."""
 
     def __init__(self, at):
         self.calls, self.at = 0, at
@@ -107,7 +107,7 @@ def outcome(result):
 
 @pytest.fixture
 def trapped(monkeypatch):
-    """Class 0 is found to be a trap."""
+    """Class 0 is taken for a trap."""
     monkeypatch.setattr(
         LineUp, "traps", property(lambda self: torch.tensor([True, False, False, False]))
     )
@@ -130,7 +130,7 @@ def test_ctrl_c_and_the_same_call_again(synthesizer, objective, teachers, tmp_pa
 
 
 def test_a_watch_goes_on_watching(teachers, tmp_path):
-    """What was warned about before the interruption is not warned about again, and what had been seen once or twice counts."""
+    """Warnings from before the interruption are not repeated, and earlier bad checks count."""
     changes = {"iterations": 12, "synthesizer": "cmi", "objective": "decoy"}
     with pytest.warns(UserWarning):
         whole = run(teachers.ntl, None, **changes)
@@ -143,7 +143,7 @@ def test_a_watch_goes_on_watching(teachers, tmp_path):
 
 
 def test_the_cell_of_a_notebook_run_again(teachers, tmp_path):
-    """The very objects of the interrupted call, student and generator half trained."""
+    """With the objects of the interrupted call: student and generator are trained in part."""
     whole = run(teachers.ntl, None, objective="ckd")
     student, dfq, objective = SmallVGG("8 M 8", 4, seed=1), SYNTHESIZERS["dfq"](), CalibratedKD()
 
@@ -172,7 +172,7 @@ def test_a_second_ctrl_c_does_not_wait(teachers, tmp_path):
         def __call__(self, student):
             super().__call__(student)
             signal.raise_signal(signal.SIGINT)
-            raise AssertionError("it went on")
+            raise AssertionError("the run went on")
 
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", evaluate=Impatient(1))
@@ -182,7 +182,15 @@ def test_a_second_ctrl_c_does_not_wait(teachers, tmp_path):
     )
 
 
-def test_without_a_checkpoint_ctrl_c_is_as_ever(teachers):
+def test_an_ignored_ctrl_c_stays_ignored(teachers, tmp_path):
+    """As in a background job of a shell: nothing is stopped, and no handler is installed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    result = run(teachers.ntl, tmp_path / "run", stop=2)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert outcome(result) == outcome(run(teachers.ntl, None))
+
+
+def test_without_a_checkpoint_ctrl_c_stops_at_once(teachers):
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(teachers.ntl, None, stop=1)
     assert "goes on" not in str(stopped.value)
@@ -203,13 +211,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_checkpoint_of_another_run_is_refused(change, teachers, tmp_path):
-    changes, said = CHANGES[change]
+    changes, message = CHANGES[change]
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", stop=2)
     before = (tmp_path / "run").read_bytes()
     with pytest.raises(CheckpointError, match="is of another run") as refused:
         run(teachers.ntl, tmp_path / "run", **changes)
-    assert said in str(refused.value) and (tmp_path / "run").read_bytes() == before
+    assert message in str(refused.value) and (tmp_path / "run").read_bytes() == before
 
 
 def test_other_networks_are_another_run(teachers, tmp_path):
@@ -217,7 +225,7 @@ def test_other_networks_are_another_run(teachers, tmp_path):
         run(teachers.ntl, tmp_path / "run", stop=2)
     with pytest.raises(CheckpointError, match=r"teacher\.weights is \w{12} there, \w{12} here"):
         run(teachers.sl, tmp_path / "run")
-    for student, said in (
+    for student, message in (
         (SmallVGG("8 M 4", 4, seed=1), "student.name is 8 M 8 there, 8 M 4 here"),
         (
             nn.Sequential(SmallVGG("8 M 8", 4, seed=1)),
@@ -236,17 +244,18 @@ def test_other_networks_are_another_run(teachers, tmp_path):
                 eval_every=1,
                 checkpoint=tmp_path / "run",
             )
-        assert said in str(refused.value)
+        assert message in str(refused.value)
 
 
-def test_a_student_built_from_no_seed_is_no_reason_to_lose_a_night(teachers, tmp_path):
-    """Its first weights are others than those of the interrupted call, and no longer matter."""
+def test_a_student_built_without_a_seed_is_only_a_warning(teachers, tmp_path):
+    """Its first weights differ from those of the interrupted call, and no longer matter."""
     whole = run(teachers.ntl, None)
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", stop=2)
     with pytest.warns(
         CheckpointWarning,
-        match=r"student\.first weights is \w{12} there, \w{12} here; the run goes on with the weights in the checkpoint",
+        match=r"student\.first weights is \w{12} there, \w{12} here; the run goes on with the "
+        "weights in the checkpoint",
     ):
         again = distill(
             teachers.ntl,
@@ -273,17 +282,17 @@ def test_another_version_of_torch_is_another_run(teachers, tmp_path, monkeypatch
         run(teachers.ntl, tmp_path / "run")
 
 
-def test_damaged_checkpoints_are_refused_and_left(teachers, tmp_path):
+def test_damaged_checkpoints_are_refused_and_not_changed(teachers, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, path, stop=2)
     whole = path.read_bytes()
-    kept = torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True)
     for name in ("run", "step", "state", "random"):
-        torch.save({k: v for k, v in kept.items() if k != name}, path)
+        torch.save({k: v for k, v in saved.items() if k != name}, path)
         with pytest.raises(CheckpointError, match=f"damaged .KeyError: '{name}'"):
             run(teachers.ntl, path)
-    torch.save({**kept, "state": {**kept["state"], "pools": None}}, path)
+    torch.save({**saved, "state": {**saved["state"], "pools": None}}, path)
     with pytest.raises(CheckpointError, match="damaged"):
         run(teachers.ntl, path)
     for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
@@ -293,7 +302,7 @@ def test_damaged_checkpoints_are_refused_and_left(teachers, tmp_path):
         assert path.read_bytes() == content
 
 
-def test_a_run_that_is_under_way_has_its_checkpoint_for_itself(teachers, tmp_path):
+def test_two_runs_cannot_use_one_checkpoint(teachers, tmp_path):
     def second(student):
         with pytest.raises(StorageError, match="another run uses this checkpoint"):
             run(teachers.ntl, tmp_path / "run")
@@ -304,7 +313,7 @@ def test_a_run_that_is_under_way_has_its_checkpoint_for_itself(teachers, tmp_pat
 
 @dataclass
 class Bare(PlainKD):
-    """A loss of somebody else, which counts images and says so."""
+    """A user's objective, which counts images and reports their number."""
 
     STATE = ("seen",)
 
@@ -315,7 +324,7 @@ class Bare(PlainKD):
         return {"seen": self.seen}
 
 
-def test_what_an_objective_sets_on_itself_is_kept(teachers, tmp_path, monkeypatch):
+def test_the_state_of_an_objective_is_saved(teachers, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "bare", Bare)
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", objective="bare", stop=3)
@@ -323,7 +332,7 @@ def test_what_an_objective_sets_on_itself_is_kept(teachers, tmp_path, monkeypatc
     assert [point["seen"] for point in result.curve] == [16 * (n + 1) for n in range(7)]
 
 
-def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatch):
+def test_a_synthesizer_without_a_state_is_refused(teachers, tmp_path, monkeypatch):
     class Fixed:
         generator = torch.nn.Identity()
 
@@ -336,13 +345,14 @@ def test_a_synthesizer_without_a_state_is_told_so(teachers, tmp_path, monkeypatc
     monkeypatch.setitem(SYNTHESIZERS, "fixed", Fixed)
     with pytest.raises(
         InputError,
-        match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must be an instance with the method state_dict, got",
+        match=r"synthesizer \(for a checkpoint; without, pass checkpoint=None\) must be an "
+        "instance with the method state_dict, got",
     ):
         run(teachers.ntl, tmp_path / "run", synthesizer="fixed")
 
 
 class AtStep(SmallVGG):
-    """A network that asks for a stop in its n-th batch."""
+    """A network during whose n-th batch Ctrl-C is pressed."""
 
     at = 0
 
@@ -357,7 +367,7 @@ class AtStep(SmallVGG):
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 @pytest.mark.parametrize("train", [train_sl, train_ntl])
 def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
-    """In the middle of an epoch and at its end; there are two batches in one."""
+    """In the middle of an epoch and at its end; an epoch has two batches."""
     config, path = TeacherConfig(epochs=4), tmp_path / "teacher"
     whole = train(task, SmallVGG("8 M 8", 4), config)
     model = AtStep("8 M 8", 4)
@@ -378,7 +388,7 @@ def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
 
 
 def test_sigkill_at_random_moments():
-    """In processes of their own. `tools/kills.py` tells what each went on from."""
+    """In separate processes. `tools/kills.py` prints what each one went on from."""
     done = subprocess.run(
         [sys.executable, ROOT / "tools/kills.py", "20"],
         capture_output=True,
@@ -392,7 +402,7 @@ def test_sigkill_at_random_moments():
         counts["killed"] == counts["went on"] == counts["same"] == 20
         and counts["records lost or doubled"] == 0
     )
-    assert counts["from a checkpoint"] >= 2, "it is random which are, about half of them"
+    assert counts["from a checkpoint"] >= 2, "about half of them, at random"
 
 
 def test_a_splitter_without_estimates_has_no_state():
@@ -401,14 +411,14 @@ def test_a_splitter_without_estimates_has_no_state():
 
 @dataclass
 class NotTrained(PlainKD):
-    """Nothing is learnt, in no time."""
+    """Learns nothing, quickly."""
 
     def loss(self, student, batch):
         return 0 * student(batch.images[:2]).sum()
 
 
-def test_a_long_curve_with_numbers_of_every_kind_is_kept(teachers, tmp_path, monkeypatch):
-    """Points with a tensor, and a hundred thousand numbers; what comes back is the same."""
+def test_a_long_curve_with_values_of_every_kind_is_saved(teachers, tmp_path, monkeypatch):
+    """Points with a tensor, and a hundred thousand numbers, are read as they were saved."""
     monkeypatch.setitem(OBJECTIVES, "still", NotTrained)
 
     def numbers(student):

@@ -73,7 +73,7 @@ def _remove_abandoned_parts(path: Path) -> None:
         if process.isdecimal() and not _alive(int(process)):
             part.unlink(missing_ok=True)
 
-
+# %% ../../nbs/inside/04_files.ipynb #f022
 def write_file(path: str | Path, content: str | bytes) -> Path:
     """Replace a file in one step, so that a reader sees the old file or the new one.
 

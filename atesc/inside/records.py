@@ -108,7 +108,7 @@ def _to_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
         raise RecordError(reason) from error
     return lines
 
-
+# %% ../../nbs/inside/05_records.ipynb #r023
 def _warn_torn(path: Path, line: bytes, done: str) -> None:
     warnings.warn(
         f"{path}: the last line is incomplete ({len(line)} bytes); it is {done}",

@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
             installed[package] = "unknown"
     return installed
 
-
+# %% ../../nbs/inside/03_runtime.ipynb #t012
 def commit() -> str | None:
     "The git commit of the package's source, with '+' if files differ; None outside a checkout."
 
@@ -147,7 +147,7 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
 
-
+# %% ../../nbs/inside/03_runtime.ipynb #t014
 def device_name(device: torch.device) -> str:
     "The name of a device for a record, such as 'cpu (2 threads, x86_64)'."
     if device.type == "cuda":

@@ -153,7 +153,7 @@ def _train(
             order, others = state["order"], state["others"]
 
         kept.resume(device, restore)
-        kept.wait_for_steps()
+        kept.defer_interrupts()
         model.train()
         bar = progress(
             config.epochs, f"{'NTL' if ntl else 'SL'} teacher, epochs", kept.step // batches
@@ -192,7 +192,7 @@ def _train(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                kept.done(state, last=kept.step + 1 == config.epochs * batches)
+                kept.step_done(state, last=kept.step + 1 == config.epochs * batches)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return check_weights(model.eval(), "the trained teacher")
 
