@@ -19,7 +19,7 @@ from ..inside.checkpoint import Checkpoint
 from ..inside.checks import check_range
 from ..inside.errors import Diverged
 from ..inside.runtime import seeded
-from .run import Run
+from .run import Run, run_fingerprint
 from ..teachers.observation import count_passes, frozen
 
 # %% ../../nbs/method/07_callbacks.ipynb #c005
@@ -130,7 +130,7 @@ class Saving(Callback):
         "Go on from the file, if it is there; `run.iteration` is then what is done."
         self.stack = ExitStack()
         checkpoint = Checkpoint(
-            self.path, lambda path: run.fingerprint(path, **self.settings), self.every
+            self.path, lambda path: run_fingerprint(run, path, **self.settings), self.every
         )
         self.checkpoint = self.stack.enter_context(checkpoint)
         checkpoint.resume(run.device, lambda state: self.restore(run, state))

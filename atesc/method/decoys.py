@@ -88,8 +88,7 @@ class Decoys:
     RATE = 0.05  # at which the mean features follow each batch's
 
     def __init__(self, line_up: LineUp, config: DecoyConfig = DecoyConfig()):
-        self.line_up, self.config = line_up, config
-        self.optimizer = line_up.optimizer
+        self.line_up, self.config, self.optimizer = line_up, config, line_up.optimizer
         self.means = line_up.means  # [2, F], of images outside the trap, and of decoys
         self.labels = torch.empty(0, dtype=torch.int64)  # of the decoys drawn last
 
@@ -109,15 +108,12 @@ class Decoys:
         return -side_of_border(seen.features, self.means)
 
     def loss(self, student: nn.Module, images: Tensor, seen: Observation) -> Tensor:
-        """Class targets, distance and sides, and the student's belief.
+        """Class targets, distance and sides, and the student's belief; a scalar.
 
         Args:
             student: its predictions are used, its gradients are not touched
             images: [N + batch_size, C, H, H], the synthesizer's own, then the decoys drawn last
             seen: the teacher's view of all of them
-
-        Returns:
-            scalar
         """
         c, own = self.config, len(images) - len(self.labels)
         loss = F.cross_entropy(seen.logits[own:], self.labels)
@@ -146,7 +142,6 @@ class Decoys:
         return astray - separation(images, decoys)
 
     def state_dict(self) -> dict[str, Any]:
-        "The line-up, and the mean features."
         return {"line_up": self.line_up.state_dict(), "means": self.means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

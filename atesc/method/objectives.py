@@ -19,7 +19,7 @@ from ..inside.checks import check_range, check_types
 from ..inside.errors import ConfigError, choose
 from .decoys import DecoyConfig, Decoys
 from .splitter import PGDSplitter, RadiusSplitter, Splitter
-from .traps import CLOSE, LineUp, judge_ratio
+from .traps import LineUp, line_up_doubts
 from ..synthesis.batch import Batch
 from ..synthesis.losses import kl_divergence
 from ..synthesis.protocol import DecoySource
@@ -340,16 +340,10 @@ class DecoyEscape(PlainKD):
         return kd + self.weight * group_mean(self.forgetting(batch, logits), batch.decoy)
 
     def report(self) -> dict[str, float]:
-        ratio = self.source.line_up.ratio.max().item()
-        return {"trap_classes": self.traps.sum().item(), "trap_ratio": ratio}
+        return self.source.line_up.report()
 
     def doubts(self) -> dict[str, str]:
-        ratio, limit = self.source.line_up.ratio, self.decoy.line_up.ratio_limit
-        if not limit / CLOSE < ratio.max() < limit * CLOSE:
-            return {}
-        called = f"class {ratio.argmax().item()} is {'' if ratio.max() > limit else 'not '}called"
-        advice = "train the line-up longer (LineUpConfig.steps, generators)"
-        return {"line-up": f"{called} a trap, but {judge_ratio(ratio, limit)[1]}; {advice}"}
+        return line_up_doubts(self.source.line_up)
 
     def state_dict(self) -> dict[str, Any]:
         started = {"source": self.source.state_dict(), "decoys": self.decoys is not None}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_STATISTICS', 'CLOSE', 'LineUpConfig', 'ClassGenerators', 'has_statistics', 'LineUp', 'Traps', 'judge_ratio',
-           'find_traps']
+           'line_up_doubts', 'find_traps']
 
 # %% ../../nbs/method/03_traps.ipynb #c003
 import warnings
@@ -87,7 +87,7 @@ def has_statistics(teacher: nn.Module) -> bool:
     layers = (layer for layer in teacher.modules() if isinstance(layer, _BatchNorm))
     return any(layer.running_mean is not None for layer in layers)
 
-
+# %% ../../nbs/method/03_traps.ipynb #c012b
 class LineUp(ClassGenerators):
     """Asks generators for every class, and compares how robust the classes' images are.
 
@@ -140,6 +140,10 @@ class LineUp(ClassGenerators):
         self.ratio = self.ratio.maximum(medians / medians.median().clamp(min=1e-12))
         return None if seen.features is None else seen.features.detach()
 
+    def report(self) -> dict[str, float]:
+        "Number of trap classes, and the largest ratio."
+        return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.ratio.max().item()}
+
     def state_dict(self) -> dict[str, Any]:
         "Generators, their optimizer, and what has been found."
         trained = {"parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -185,6 +189,16 @@ def judge_ratio(ratio: Tensor, limit: float) -> tuple[str, str]:
     if limit / CLOSE < top < limit * CLOSE:
         return "unknown", f"{what}, close to the limit of {limit:g}"
     return ("trap" if top > limit else "none"), f"{what} (limit {limit:g})"
+
+
+def line_up_doubts(line_up: LineUp) -> dict[str, str]:
+    "A sentence on a ratio close to the limit, if it is; a run that relies on it warns."
+    ratio, limit = line_up.ratio, line_up.config.ratio_limit
+    if not limit / CLOSE < ratio.max() < limit * CLOSE:
+        return {}
+    called = f"class {ratio.argmax().item()} is {'' if ratio.max() > limit else 'not '}called"
+    advice = "train the line-up longer (LineUpConfig.steps, generators)"
+    return {"line-up": f"{called} a trap, but {judge_ratio(ratio, limit)[1]}; {advice}"}
 
 # %% ../../nbs/method/03_traps.ipynb #c020
 def find_traps(

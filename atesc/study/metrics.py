@@ -32,12 +32,8 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """
     check_range("batch_size", batch_size, 1, whole=True)
     with frozen(check_is("model", model, nn.Module)):
-        return torch.cat(
-            [
-                checked_logits(model, batch).argmax(1)
-                for batch in check_images(images).split(batch_size)
-            ]
-        )
+        batches = check_images(images).split(batch_size)
+        return torch.cat([checked_logits(model, batch).argmax(1) for batch in batches])
 
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:
@@ -53,7 +49,7 @@ def accuracy(model: nn.Module, data: ImageSet) -> float:
     check_not_empty("data", check_is("data", data, ImageSet))
     return 100 * (predict(model, data.images) == data.labels).float().mean().item()
 
-
+# %% ../../nbs/study/01_metrics.ipynb #c005c
 def mislead(student: nn.Module, teacher: nn.Module, data: ImageSet) -> float:
     """Share of images on which the student repeats the teacher's answer.
 
@@ -67,9 +63,8 @@ def mislead(student: nn.Module, teacher: nn.Module, data: ImageSet) -> float:
     """
     check_not_empty("data", check_is("data", data, ImageSet))
     check_is("teacher", teacher, nn.Module)
-    return (
-        100 * (predict(student, data.images) == predict(teacher, data.images)).float().mean().item()
-    )
+    repeated = predict(student, data.images) == predict(teacher, data.images)
+    return 100 * repeated.float().mean().item()
 
 
 def gap_closed(method_ntl: float, baseline_ntl: float, baseline_sl: float) -> float | None:
@@ -83,16 +78,13 @@ def gap_closed(method_ntl: float, baseline_ntl: float, baseline_sl: float) -> fl
     Returns:
         percent; None when the baseline lost nothing
     """
-    for name, value in (
-        ("method_ntl", method_ntl),
-        ("baseline_ntl", baseline_ntl),
-        ("baseline_sl", baseline_sl),
-    ):
+    given = {"method_ntl": method_ntl, "baseline_ntl": baseline_ntl, "baseline_sl": baseline_sl}
+    for name, value in given.items():
         check_range(name, value, 0, 100)
     lost = baseline_sl - baseline_ntl
     return 100 * (method_ntl - baseline_ntl) / lost if lost > 0 else None
 
-
+# %% ../../nbs/study/01_metrics.ipynb #c006b
 def evaluator(task: Task, ntl_teacher: nn.Module) -> Callable[[nn.Module], dict[str, float | None]]:
     """A function that measures a student; the teacher's answers are computed once.
 
@@ -101,32 +93,25 @@ def evaluator(task: Task, ntl_teacher: nn.Module) -> Callable[[nn.Module], dict[
         ntl_teacher: whose answers count as misleading
 
     Returns:
-        student -> metrics
+        student -> metrics in percent; None for those of another kind of task
     """
     check_is("ntl_teacher", ntl_teacher, nn.Module)
-    said, labels = (
-        predict(ntl_teacher, check_is("task", task, Task).ood.test.images),
-        task.ood.test.labels,
-    )
+    test = check_is("task", task, Task).ood.test
+    taught = predict(ntl_teacher, test.images)
 
     def percent(hits: Tensor) -> float:
         return 100 * hits.float().mean().item()
 
     def evaluate(student: nn.Module) -> dict[str, float | None]:
-        ood = predict(student, task.ood.test.images)
-        metrics = {
-            "iacc": accuracy(student, task.id.test),
-            "oacc": None,
-            "olacc": None,
-            "asr": None,
-            "mislead": None,
-        }
+        ood = predict(student, test.images)
+        metrics = {"iacc": accuracy(student, task.id.test)}
+        metrics |= dict.fromkeys(("oacc", "olacc", "asr", "mislead"))
         if task.kind == "close-set":
-            metrics |= {"oacc": percent(ood == labels), "mislead": percent(ood == said)}
+            metrics |= {"oacc": percent(ood == test.labels), "mislead": percent(ood == taught)}
         elif task.kind == "open-set":
             metrics["olacc"] = percent(ood == task.target)
         else:
-            metrics["asr"] = percent(ood[labels != task.target] == task.target)
+            metrics["asr"] = percent(ood[test.labels != task.target] == task.target)
         return metrics
 
     return evaluate
