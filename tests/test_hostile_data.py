@@ -513,6 +513,7 @@ def test_idx_labels_that_are_none_are_refused(tmp_path):
             struct.pack(">II", 0x801, 2) + bytes(3),
             f"{LABELS} must be 10 bytes long by its header, got 11",
         ),
+        (b"\0\0\x08\x01", f"{LABELS} must be an idx file of bytes"),  # a header without a length
         (
             struct.pack(">II", 0x801, 2) + bytes([3, 10]),
             "labels of mnist must be 0 to 9, got .3, 10",
