@@ -448,7 +448,7 @@ def test_a_long_curve_with_values_of_every_kind_is_saved(teachers, tmp_path, mon
             torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2)
         ),
     )
-    monkeypatch.setattr(Watch, "look", lambda *args: None)
+    monkeypatch.setattr(Watch, "after", lambda *args: None)
     many = {f"measure {k}": k / 100 for k in range(100)}
     changes |= {
         "evaluate": lambda student: many,
