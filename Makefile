@@ -84,7 +84,7 @@ analyses: $(READY) ## one notebook a claim, in about three hours; goes on where 
 	$(BIN)/python tools/keep_outputs.py runs/results/report/report.ipynb nbs/experiments/report.ipynb
 
 notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/*/[0-9]*.ipynb nbs/index.ipynb
 	for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tools/keep_outputs.py $$notebook $$notebook; done
 	$(BIN)/nbdev_clean

@@ -40,10 +40,10 @@ def copy(tmp_path_factory):
 
 
 def test_the_package_is_what_the_notebooks_export(copy):
-    subprocess.run([SCRIPTS / "nbdev_export"], cwd=copy, check=True, capture_output=True)
+    subprocess.run([sys.executable, ROOT / "tools/export.py"], cwd=copy, check=True, capture_output=True)
     compared = filecmp.dircmp(ROOT / "atesc", copy / "atesc", ignore=["__pycache__"])
     assert not (compared.diff_files or compared.left_only or compared.right_only), (
-        f"run nbdev_export: {compared.diff_files + compared.left_only + compared.right_only}"
+        f"run tools/export.py: {compared.diff_files + compared.left_only + compared.right_only}"
     )
 
 
