@@ -94,8 +94,8 @@ FIGURES = {
     "synthetic_shift": ["shift-dfq", "classes-dfq"],
     "split_content": ["groups", "auroc"],
     "split_criteria": ["criteria"],
-    **dict.fromkeys(("close_set", "open_set", "backdoor"), ["students", "curves-1"]),
-    "ckd_only": ["trade_off", "curves"],
+    "study": ["close-set", "open-set", "backdoor", "curves-1", "curves-2", "curves-3"],
+    "ckd_only": ["students", "curves"],
     "forgetting": ["trade_off", "weight"],
     "generators": ["radius", "students"],
     "overhead": ["cost"],
@@ -111,11 +111,10 @@ QUICK = {
     "synthetic_shift": "-p seeds 1",
     **dict.fromkeys(("ckd_only", "forgetting", "generators", "overhead"), "-p seeds 1"),
     **dict.fromkeys(("split_content", "split_criteria"), "-p seeds 1 -p iterations 2"),
-    **dict.fromkeys(("close_set", "open_set", "backdoor"), STUDY),
+    "study": STUDY,
 }
 KINDS = {
-    "open_set": ["open-set"],
-    "backdoor": ["backdoor"],
+    "study": ["close-set", "open-set", "backdoor"],
     "split_criteria": ["close-set", "open-set"],
 }
 
@@ -149,7 +148,8 @@ def test_every_experiment_runs_with_the_debug_preset(experiment, executed):
         assert set(
             "experiment task teacher baseline method seed config versions device commit".split()
         ) <= set(record)
-        assert record["experiment"] == experiment and record["seed"] == 3
+        part = TASKS[record["task"]].replace("-", "_") if experiment == "study" else experiment
+        assert record["experiment"] == part and record["seed"] == 3
         assert TASKS[record["task"]] in KINDS.get(experiment, ["close-set"])
         assert record["task"].startswith("debug")
 
@@ -159,7 +159,7 @@ def test_run_all_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     ran, broken = [], True
 
     def stand_in(experiment, preset, seed, out, parameters):
-        if experiment == "open_set" and broken:
+        if experiment == "recipe" and broken:
             raise KeyboardInterrupt
         ran.append((experiment, seed))
         (out / "teachers" / f"{experiment}.pt").write_text("a teacher")
@@ -175,13 +175,13 @@ def test_run_all_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         append_records(out / "records.jsonl", [record])
         return out / f"{experiment}.ipynb"
 
-    monkeypatch.setattr("atesc.app.run_all.run_experiment", stand_in)
+    monkeypatch.setattr("atesc.app.run.run_experiment", stand_in)
     with pytest.raises(KeyboardInterrupt):
         run_all("debug", tmp_path, [("seeds", "2")])
     first, broken = ran.copy(), False
-    assert first == [("ood_trap", 0), ("ood_trap", 1), ("close_set", 0)]
+    assert first == [("ood_trap", 0), ("ood_trap", 1), ("study", 0)]
     run_all("debug", tmp_path, [("seeds", "2")])
-    assert ran[3:7] == [*first, ("open_set", 0)], "each looks by itself at what is on record"
+    assert ran[3:7] == [*first, ("recipe", 0)], "each looks by itself at what is on record"
     assert {name for name, _ in ran} == set(experiments())
     assert len(list((tmp_path / "teachers").iterdir())) == len(experiments()), (
         "all notebooks share a folder of teachers"
@@ -205,6 +205,7 @@ def test_the_main_job_leaves_the_same_records_twice(executed, tmp_path):
         ("ntl", "plain"),
         ("ntl", "ckd"),
         ("ntl", "atesc"),
+        ("ntl", "decoy"),
     ]
     for record in found:
         assert FIELDS <= set(record)
@@ -217,7 +218,7 @@ def test_the_main_job_takes_tasks_of_other_kinds(task, atesc, tmp_path):
     code, out, err = atesc(f"run ood_trap -p task {shlex.quote(task)} {DEBUG}", tmp_path)
     assert code == 0, err
     measure = {"open-set": "olacc", "backdoor": "asr"}[TASKS[task]]
-    assert [r["task"] for r in records(tmp_path)] == [task] * 4
+    assert [r["task"] for r in records(tmp_path)] == [task] * 5
     assert all(r[measure] is not None and r["oacc"] is None for r in records(tmp_path))
 
 
@@ -266,9 +267,7 @@ REPORTED = {  # experiment -> figures of the report
     "synthetic_shift": ["shift", "shift_classes"],
     "split_content": ["content", "auroc"],
     "split_criteria": ["criteria"],
-    "close_set": ["close_set"],
-    "open_set": ["open_set"],
-    "backdoor": ["backdoor"],
+    "study": ["close-set", "open-set", "backdoor"],
     "ckd_only": ["ckd_only", "ckd_only_curves"],
     "forgetting": ["forgetting"],
     "generators": ["generators", "generators_radius"],
@@ -341,7 +340,7 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
             {"preset": "debug", "seed": seed, "out": str(tmp_path / "o"), "iterations": 2},
             progress_bar=False,
         )
-    assert [r["seed"] for r in records(tmp_path / "o")] == [0] * 4 + [1] * 4
+    assert [r["seed"] for r in records(tmp_path / "o")] == [0] * 5 + [1] * 5
     assert all(r["iterations"] == 2 for r in records(tmp_path / "o"))
 
 
@@ -349,15 +348,15 @@ def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
     "typed, text",
     [
         (
-            "run open_set -p task digits+sig",
+            "run study -p kind open-set -p task digits+sig",
             "digits+sig is a task of the kind backdoor; open-set was asked for",
         ),
         (
-            "run backdoor -p baselines 'dfq cim'",
+            "run study -p baselines 'dfq cim'",
             "unknown baseline 'cim'; known: dfq, cmi, nayer. Did you mean 'cmi'?",
         ),
-        ("run backdoor -p students sl_plain", "Did you mean 'sl-plain'?"),
-        ("run backdoor -p student_network vgg12", "Did you mean 'vgg13'?"),
+        ("run study -p students sl_plain", "Did you mean 'sl-plain'?"),
+        ("run study -p student_network vgg12", "Did you mean 'vgg13'?"),
         (
             "run split_criteria --preset debug -p task 'debug->debug_open'",
             "development must be another task than the one that counts",

@@ -59,6 +59,7 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
         ("ntl", "plain"),
         ("ntl", "ckd"),
         ("ntl", "atesc"),
+        ("ntl", "decoy"),
     ]
     measure = {"close-set": "mislead", "open-set": "olacc", "backdoor": "asr"}[TASKS[task]]
     for record in records:

@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 
 import atesc
 from . import run
-from ..data.tasks import KINDS
 from ..inside.checks import check_range
 from ..inside.errors import ConfigError, choose
 from ..inside.files import writable_dir
 from ..inside.records import load_records, record_key
-from ..study.presets import PRESETS, Preset, load_preset
+from ..study.presets import PRESETS, Preset
 
 # %% ../../nbs/app/02_run_all.ipynb #a006
 ALL = (  # in the order in which they run
-    "ood_trap close_set open_set backdoor recipe synthetic_shift split_content ckd_only "
+    "ood_trap study recipe synthetic_shift split_content ckd_only "
     "split_criteria generators forgetting failures privacy overhead bench report"
 ).split()
 
@@ -63,12 +62,8 @@ def plan_all(preset: str, out: Path, parameters: list[tuple[str, str]] = ()) -> 
     Raises:
         ConfigError: no notebook declares a parameter, or it is of the wrong type
     """
-    settings, seeds = load_preset(preset), check_seeds(parameters)
-    steps, known = [], {"seeds"}
+    steps, known, seeds = [], {"seeds"}, check_seeds(parameters)
     for name in [name for name in ALL if name in run.experiments()]:
-        kind = name.replace("_", "-")
-        if kind in KINDS and not settings.tasks_of(kind):
-            continue
         declared = run.declared_parameters(run.experiments()[name])
         known |= set(declared)
         typed = [(key, text) for key, text in parameters if key in declared]
