@@ -123,7 +123,7 @@ def test_passes_through_the_teacher(make, views, objective, teachers):
         config=config,
     )
     final = 0 if objective is PlainKD else 1  # the images of the round are scored, too
-    # Gradients are counted where they enter the logits, and those of CMI's second view enter the features.
+    # Gradients are counted at the logits; those of CMI's second view enter at the features.
     assert run.passes == Passes(
         forward=SYNTHETIC * (views * STEPS + 1), backward=SYNTHETIC * (STEPS + final)
     )
@@ -139,7 +139,7 @@ def test_contrastive_loss(temperature):
 
 
 def test_contrast_with_a_bank():
-    """The loss of current images and of remembered ones, each against all; gradients go through the anchors only."""
+    """Current images and remembered ones, each against all; gradients go through anchors only."""
     contrast = Contrast(torch.zeros(1, 5), head_dim=3, capacity=4, temperature=0.5, lr=1e-3)
     anchors, keys, old = (
         torch.randn(3, 5, requires_grad=True),
@@ -163,7 +163,7 @@ def test_contrast_with_a_bank():
 
 
 def test_inversion_loss_by_hand(teachers):
-    """Only images on which teacher and student name the same class count as adversarial; decoys only in the BatchNorm loss and their own."""
+    """Adversarial only where both name the same class; decoys in the BatchNorm loss and their own."""
     images, targets = (
         torch.rand(SYNTHETIC, 3, 8, 8, requires_grad=True),
         torch.randint(4, (SYNTHETIC,)),
@@ -187,11 +187,11 @@ def test_inversion_loss_by_hand(teachers):
         ).item() == pytest.approx(rest - 0.5 * gain, rel=1e-4)
         both = torch.cat([images, decoys.draw()])
         joint = observe(teacher, both)
-        moved = 2.0 * (
+        change = 2.0 * (
             batchnorm_loss(joint.statistics).item() - batchnorm_loss(seen.statistics).item()
         )
         loss = inversion.inversion_loss(student, both, joint, targets, decoys)
-        assert loss.item() == pytest.approx(rest + moved - 0.5 * gain + 0.5, rel=1e-4)
+        assert loss.item() == pytest.approx(rest + change - 0.5 * gain + 0.5, rel=1e-4)
 
 
 def make_dfq():
@@ -201,7 +201,7 @@ def make_dfq():
 @pytest.mark.parametrize("make, steps", [(make_cmi, STEPS), (make_nayer, STEPS), (make_dfq, 1)])
 @pytest.mark.parametrize("n", [0, 5])
 def test_decoys_go_along(make, steps, n, teachers):
-    """They are trained at every step, and handed over after the images, marked; a judge scores what is handed over, once."""
+    """They are trained at every step, come after the images, marked, and are scored once."""
     student, judge, synthesizer = SmallVGG("8 M 8", 4), Counter(Flat(n) if n else None), make()
     with frozen(teachers.sl) as teacher:
         for _ in range(2):
@@ -220,15 +220,39 @@ def test_decoys_go_along(make, steps, n, teachers):
         assert judge.decoys.colour.max() < 0.5, "brightness was made smaller"
 
 
-def test_cmi_keeps_its_generator_beside_decoys(teachers):
-    cmi = make_cmi(lr=0.0)
+@pytest.mark.parametrize("fresh", [True, "always"])
+def test_cmi_keeps_its_generator_beside_decoys_unless_told_otherwise(fresh, teachers):
+    cmi = make_cmi(lr=0.0, fresh=fresh)
     before = cmi.generator.spread.weight.detach().clone()
+    torch.manual_seed(1)  # not the seed that the first generator is made with
     with frozen(teachers.sl) as teacher:
         cmi.update(teacher, SmallVGG("8 M 8", 4), Counter(Flat(5)))
-        assert torch.equal(cmi.generator.spread.weight, before)
-        torch.manual_seed(1)
+        assert torch.equal(cmi.generator.spread.weight, before) == (fresh is True)
         cmi.update(teacher, SmallVGG("8 M 8", 4), Counter())
         assert not torch.equal(cmi.generator.spread.weight, before)
+
+
+@pytest.mark.parametrize("make", [make_cmi, make_nayer, make_dfq])
+def test_other_statistics_in_place_of_the_teachers(make, teachers):
+    """Running ones given by hand change nothing; those of white images make other images."""
+
+    def images_of(statistics):
+        synthesizer = make()
+        synthesizer.target_statistics = statistics
+        torch.manual_seed(3)
+        with frozen(teachers.sl) as teacher:
+            for _ in range(2):
+                batch = synthesizer.update(teacher, SmallVGG("8 M 8", 4))
+        return batch.images
+
+    with frozen(teachers.sl) as teacher, torch.no_grad():
+        seen = observe(teacher, torch.ones(4, 3, 8, 8)).statistics
+    own = [(layer.running_mean.clone(), layer.running_var.clone()) for _, _, layer in seen]
+    white = [(mean, variance) for mean, variance, _ in seen]
+    assert torch.equal(images_of(own), images_of(None))
+    assert not torch.equal(images_of(white), images_of(None))
+    with pytest.raises(ValueError):
+        images_of(white[:1])  # one pair a layer
 
 
 @BOTH
@@ -246,10 +270,10 @@ def test_class_targets_steer_the_teacher(make, task):
     assert set(synthesizer.targets.tolist()) == {0, 1, 2, 3}
 
 
-def test_the_noisy_layer_is_new_and_the_rest_is_kept(teachers):
+def test_the_noisy_layer_is_new_and_the_rest_stays(teachers):
     nayer, student = make_nayer(lr=0.0), SmallVGG("8 M 8", 4)
     generator = nayer.generator
-    kept = {
+    before = {
         name: p.detach().clone()
         for name, p in generator.named_parameters()
         if name not in ("weight", "bias")
@@ -263,7 +287,7 @@ def test_the_noisy_layer_is_new_and_the_rest_is_kept(teachers):
     assert layers[0].std().item() == pytest.approx(1, abs=0.1) and not generator.bias.any()
     assert torch.equal(generator.embedding, table)
     assert all(
-        torch.equal(p, kept[name]) for name, p in generator.named_parameters() if name in kept
+        torch.equal(p, before[name]) for name, p in generator.named_parameters() if name in before
     )
     trained = make_nayer()
     before = trained.generator.generator.spread.weight.detach().clone()
@@ -302,8 +326,8 @@ def test_cmi_starts_from_a_new_generator(teachers):
 def test_views_of_an_image():
     images = torch.rand(5, 3, 6, 8)
     assert torch.allclose(random_view(images), images, atol=1e-5)
-    moved = random_view(images, pad=2)
-    for image, view in zip(images, moved):
+    shifted = random_view(images, pad=2)
+    for image, view in zip(images, shifted):
         padded = nn.functional.pad(image, (2, 2, 2, 2))
         windows = [padded[:, i : i + 6, j : j + 8] for i in range(5) for j in range(5)]
         assert min((view - window).abs().max().item() for window in windows) < 1e-5
@@ -333,6 +357,8 @@ def test_a_teacher_that_lacks_something(make, terms):
         (lambda: CMIConfig(temperature=0.0), "CMIConfig.temperature must be at least 0.001"),
         (lambda: CMIConfig(scale=1.5), "CMIConfig.scale must be 0.01 to 1"),
         (lambda: CMIConfig(bank=64.0), "CMIConfig.bank takes int"),
+        (lambda: CMIConfig(fresh="never"), "unknown CMIConfig.fresh 'never'; known: always"),
+        (lambda: CMIConfig(fresh=1), "CMIConfig.fresh takes bool"),
         (lambda: NAYERConfig(adv=-1.0), "NAYERConfig.adv must be at least 0"),
         (lambda: NAYERConfig(batch_size=1), "NAYERConfig.batch_size must be at least 2"),
         (lambda: NAYERConfig(pad=0.5), "NAYERConfig.pad takes int"),
@@ -349,5 +375,6 @@ def test_wrong_settings(make, message):
 
 
 def test_embeddings_of_other_classes():
-    with pytest.raises(ConfigError, match="embedding has 4 rows, the teacher 7 classes"):
+    message = "the generator makes images of 4 classes, the teacher has 7"
+    with pytest.raises(ConfigError, match=message):
         make_nayer().update(SmallVGG("8 M 8", 7), SmallVGG("8 M 8", 7))

@@ -105,7 +105,7 @@ def test_the_class_changes_its_own_image_only():
     assert (a[0] - b[0]).abs().mean() > 0.01
 
 
-def test_every_block_is_told_the_class():
+def test_every_block_is_given_the_class():
     """With the input layer blind to the class, the blocks alone still make different images."""
     generator = GENERATORS["biggan"]().eval()
     with torch.no_grad():
@@ -166,11 +166,11 @@ def test_a_foreign_generator_is_unconditional(teachers):
 
 
 def by_hand(generator, teacher, student, steps, config):
-    """DFQ as one plain loop; the images of each step. For an unconditional generator this is the form that the records were made with."""
+    """The images of each step of DFQ as one plain loop, which the records were made with."""
     optimizer = torch.optim.Adam(
         generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
     )
-    found = []
+    shown = []
     for _ in range(steps):
         z = torch.randn(config.batch_size, generator.latent_dim)
         if isinstance(generator, BigGANGenerator):
@@ -189,28 +189,27 @@ def by_hand(generator, teacher, student, steps, config):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(images.detach())
-    return found
+        shown.append(images.detach())
+    return shown
 
 
 @every_generator
 def test_dfq_is_the_plain_loop_bit_for_bit(make, teachers):
     """The same images, the same generator, and as many random numbers used."""
     config, student = DFQConfig(batch_size=16), SmallVGG("8 M 8", 4, seed=1)
-    mine, theirs = make(), make()
+    trained, reference = make(), make()
     with frozen(teachers.ntl):
         torch.manual_seed(11)
-        expected, next_expected = by_hand(theirs, teachers.ntl, student, 6, config), torch.rand(4)
+        expected = by_hand(reference, teachers.ntl, student, 6, config)
+        next_expected = torch.rand(4)
         torch.manual_seed(11)
-        synthesizer = DFQ(mine, config)
-        images, next_number = (
-            [synthesizer.update(teachers.ntl, student).images for _ in range(6)],
-            torch.rand(4),
-        )
+        synthesizer = DFQ(trained, config)
+        images = [synthesizer.update(teachers.ntl, student).images for _ in range(6)]
+        next_number = torch.rand(4)
     assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
+        for a, b in zip(trained.state_dict().values(), reference.state_dict().values(), strict=True)
     )
     assert torch.equal(next_number, next_expected)
 
@@ -242,7 +241,7 @@ def test_dfq_distils_on_the_debug_task(make, objective, teachers):
     before = mismatch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no term of the loss is dropped
-        warnings.simplefilter("ignore", DistillWarning)  # that it is in a trap is true
+        warnings.simplefilter("ignore", DistillWarning)  # the warning about a trap is right
         result = distill(
             teachers.ntl, student, synthesizer=synthesizer, objective=objective(), iterations=30
         )
@@ -254,27 +253,19 @@ def test_dfq_distils_on_the_debug_task(make, objective, teachers):
 
 
 def test_the_generator_learns_the_classes_asked_for(teachers):
-    generator, student, labels = (
-        GENERATORS["biggan"](),
-        SmallVGG("8 M 8", 4, seed=1),
-        torch.arange(128) % 4,
-    )
-    synthesizer = DFQ(generator)
+    generator, student = GENERATORS["biggan"](), SmallVGG("8 M 8", 4, seed=1)
+    synthesizer, labels = DFQ(generator), torch.arange(128) % 4
 
-    def obeyed():
+    def hit_rate():
         with torch.no_grad():
-            return (
-                (teachers.sl(synthesise(generator, 128, labels)[0]).argmax(1) == labels)
-                .float()
-                .mean()
-                .item()
-            )
+            answers = teachers.sl(synthesise(generator, 128, labels)[0]).argmax(1)
+        return (answers == labels).float().mean().item()
 
     with frozen(teachers.sl):
-        before = obeyed()
+        before = hit_rate()
         for _ in range(60):
             synthesizer.update(teachers.sl, student)
-        assert before < 0.6 and obeyed() > 0.8
+        assert before < 0.6 and hit_rate() > 0.8
 
 
 def test_classes_of_generator_and_teacher_must_agree():

@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from ..inside.checks import check_is, check_range, check_types
 from .batch import Batch
 from .generator import check_classes, check_latent, synthesise
-from .losses import balance, batchnorm_loss, descend, drop_term, kl_divergence
-from .protocol import Judge, with_decoys
-from ..teachers.observation import frozen, observe
+from .losses import balance, descend, kl_divergence
+from .protocol import GeneratorSynthesizer, Judge, scored_batch, with_decoys
+from ..teachers.observation import Observation, frozen, observe
 
-# %% ../../nbs/synthesis/06_dfq.ipynb #c015dfq
+# %% ../../nbs/synthesis/06_dfq.ipynb #d006
 @dataclass(frozen=True)
 class DFQConfig:
-    "Weights of the generator's loss, and its optimizer."
+    """Weights of the generator's loss, and its optimizer.
+
+    Raises:
+        ConfigError: a weight is negative, or there are fewer than two images in a step
+    """
 
     adv: float = 1.0  # disagreement of teacher and student
     bn: float = 1.0  # BatchNorm statistics
@@ -35,15 +39,13 @@ class DFQConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("adv", "bn", "oh", "bal", "act"):
+        for name in ("adv", "bn", "oh", "bal", "act", "lr"):
             check_range(f"DFQConfig.{name}", getattr(self, name), 0)
-        check_range("DFQConfig.lr", self.lr, 0)
         check_range("DFQConfig.batch_size", self.batch_size, 2)
 
-
-class DFQ:
-    """Data-free quantisation's generator training (Choi et al., CVPR Workshops 2020), used for
-    distillation.
+# %% ../../nbs/synthesis/06_dfq.ipynb #c015dfq
+class DFQ(GeneratorSynthesizer):
+    """Generator training of data-free quantisation (CVPR Workshops 2020), used for distillation.
 
     Args:
         generator: anything that `synthesise` takes; trained in place
@@ -53,14 +55,9 @@ class DFQ:
     name = "dfq"
 
     def __init__(self, generator: nn.Module, config: DFQConfig = DFQConfig()):
-        self.generator, self.config = (
-            check_latent(generator, "DFQ"),
-            check_is("config", config, DFQConfig),
-        )
-        self.optimizer = torch.optim.Adam(
-            generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
-        )
-        self.warned: set[str] = set()
+        super().__init__(check_latent(generator, "DFQ"), check_is("config", config, DFQConfig))
+        parameters = generator.parameters()
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999), fused=True)
 
     def update(self, teacher: nn.Module, student: nn.Module, judge: Judge | None = None) -> Batch:
         """One generator step.
@@ -73,58 +70,41 @@ class DFQ:
         Returns:
             the images of this step, as they were before it
         """
-        c = self.config
         self.generator.train()
-        images, labels = synthesise(self.generator, c.batch_size)
+        images, labels = synthesise(self.generator, self.config.batch_size)
         shown, decoys = with_decoys(images, judge)
         seen = observe(teacher, shown)
-        logits = seen.logits[: len(images)]
-        check_classes(self.generator, logits)
-        labels = logits.argmax(1) if labels is None else labels
-        score = (
-            seen.logits.new_zeros(len(shown))
-            if judge is None
-            else judge.score(teacher, shown, seen)
-        )
-        loss = c.oh * F.cross_entropy(logits, labels) - c.bal * balance(logits)
-        if seen.statistics:
-            loss = loss + c.bn * batchnorm_loss(seen.statistics)
-        elif c.bn:
-            drop_term(self, "bn", "has no BatchNorm layer with running statistics")
-        if seen.features is not None:
-            loss = loss - c.act * seen.features.abs().mean()
-        elif c.act:
-            drop_term(self, "act", "does not end in a linear layer")
-        if c.adv:
-            with frozen(student):
-                loss = loss - c.adv * kl_divergence(logits, student(images)).mean()
+        check_classes(self.generator, seen.logits)
+        batch = scored_batch(teacher, shown, seen, judge, own=len(images))
+        loss = self.loss(student, images, labels, seen)
         if decoys is None:
             descend(loss, self.optimizer)
         else:
             descend(loss + decoys.loss(student, shown, seen), self.optimizer, decoys.optimizer)
-        return Batch(
-            shown.detach(),
-            seen.logits.detach(),
-            score,
-            torch.arange(len(shown), device=shown.device) >= len(images),
-        )
+        return batch
 
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        "n images [n, C, H, W] in [0,1]; the generator stays in training mode, as the baselines have it."
-        self.generator.train()
-        return synthesise(self.generator, n)[0]
+    def loss(
+        self, student: nn.Module, images: Tensor, labels: Tensor | None, seen: Observation
+    ) -> Tensor:
+        "The loss of N images, of labels [N]; `seen` is of these images, followed by decoys."
+        c, logits = self.config, seen.logits[: len(images)]
+        labels = logits.argmax(1) if labels is None else labels
+        loss = c.oh * F.cross_entropy(logits, labels) - c.bal * balance(logits)
+        loss = loss + self.batchnorm_term(seen)
+        if seen.features is not None:
+            loss = loss - c.act * seen.features.abs().mean()
+        elif c.act:
+            self.drop_term("act", "does not end in a linear layer")
+        if c.adv:
+            with frozen(student):
+                loss = loss - c.adv * kl_divergence(logits, student(images)).mean()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
-        "Generator, optimizer, and the warnings that have been given."
-        return {
-            "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "warned": sorted(self.warned),
-        }
+        "Generator, optimizer, and the terms that have been warned about."
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go back to what `state_dict` gave."
-        self.generator.load_state_dict(state["generator"])
+        super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.warned = set(state["warned"])
