@@ -46,7 +46,7 @@ results: $(READY) ## regenerate the committed records, one run a seed
 	$(BIN)/atesc run bench --preset digits --seed 0 --out runs/results/bench
 	mkdir -p results/bench
 	cp runs/results/bench/records.jsonl results/bench/
-	cp runs/results/ood_trap/seed-0/figures/images.png runs/results/bench/figures/*.png nbs/images/
+	cp runs/results/ood_trap/seed-0/figures/images.png nbs/images/
 	$(BIN)/python tools/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
 	$(BIN)/python tools/keep_outputs.py runs/results/bench/bench.ipynb nbs/experiments/bench.ipynb
 
@@ -68,7 +68,6 @@ recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or
 	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe
 	mkdir -p results/recipe
 	cp runs/results/recipe/records.jsonl results/recipe/
-	cp runs/results/recipe/figures/*.png nbs/images/
 	$(BIN)/python tools/keep_outputs.py runs/results/recipe/recipe.ipynb nbs/experiments/recipe.ipynb
 
 # Analyses of variants take over students that another one has distilled.

@@ -5,10 +5,9 @@ from pathlib import Path
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from atesc.inside.records import load_records
-from atesc.study.presets import PRESETS
-from atesc.study.report import plot_classes, plot_curves, plot_grid, plot_radius
-from atesc.study.tables import committed
+from atesc.study.plots import plot_curves
+from atesc.study.presets import STUDY
+from atesc.study.query import committed
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,14 +22,9 @@ def render() -> str:
 
 
 def draw() -> None:
-    """nbs/images/*.png; the sheet of images itself comes from the run of seed 0."""
-    records = load_records(ROOT / "results/ood_trap")
-    for name, plot in (("curves", plot_curves), ("classes", plot_classes), ("radius", plot_radius)):
-        plot(records).savefig(ROOT / f"nbs/images/{name}.png", metadata={"Software": None})
-    for kind in ("close-set", "open-set", "backdoor"):
-        name = kind.replace("-", "_")
-        figure = plot_grid(committed(name, "digits"), PRESETS["digits"].tasks_of(kind))
-        figure.savefig(ROOT / f"nbs/images/{name}.png", metadata={"Software": None})
+    """nbs/images/curves.png; the sheet of images itself comes from the run of seed 0."""
+    figure = plot_curves(committed("ood_trap"), levels={"student": STUDY.split()})
+    figure.savefig(ROOT / "nbs/images/curves.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
