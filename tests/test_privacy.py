@@ -1,4 +1,4 @@
-"""Leakage: every figure against an oracle, and an attack that must find what a memorising network remembers."""
+"""Leakage: every figure against an oracle; attacks find the members of a memorising network."""
 
 import itertools
 from dataclasses import replace
@@ -49,9 +49,7 @@ def test_the_area_and_the_curve_are_those_of_scikit_learn(levels):
         100 * roc_auc_score(inside, scores)
     )
     false, true, _ = roc_curve(inside, scores, drop_intermediate=False)
-    ours = roc(scores, inside)
-    np.testing.assert_allclose(ours[0], false)
-    np.testing.assert_allclose(ours[1], true)
+    np.testing.assert_allclose(roc(scores, inside), (false, true))
 
 
 @pytest.mark.parametrize("levels", [None, 2])
@@ -94,12 +92,13 @@ def test_the_likelihood_ratio_is_that_of_the_fitted_gaussians():
 
 
 def test_with_many_shadows_the_ratio_is_the_one_in_closed_form():
-    """In ~ N(a_i + 2, 1), out ~ N(a_i, 1): the ratio is 2 (phi - a_i) - 2, and its AUROC the normal distribution function at the square root of 2."""
+    """In ~ N(a_i + 2, 1), out ~ N(a_i, 1): the ratio is 2 (phi - a_i) - 2, and its AUROC is the
+    normal distribution function at the square root of 2."""
     n = 2000
     inside, easy = halves(n, 402, seed=0), 3 * torch.randn(n, dtype=torch.float64)
-    said = easy + 2 * inside + torch.randn(402, n, dtype=torch.float64)
-    ratio = lira(said[0], said[2:], inside[2:])
-    exact = 2 * (said[0] - easy) - 2
+    confidence = easy + 2 * inside + torch.randn(402, n, dtype=torch.float64)
+    ratio = lira(confidence[0], confidence[2:], inside[2:])
+    exact = 2 * (confidence[0] - easy) - 2
     assert (ratio - exact).abs().mean() < 0.25 and np.corrcoef(ratio, exact)[0, 1] > 0.99
     assert attack_report(ratio, inside[0])["auroc"] == pytest.approx(
         100 * norm.cdf(2**0.5), abs=4 * chance_std(n // 2, n // 2)
@@ -107,7 +106,7 @@ def test_with_many_shadows_the_ratio_is_the_one_in_closed_form():
 
 
 def test_variances_of_members_and_others_are_kept_apart():
-    """With equal means only the spread tells: what is far from the mean comes from the wider of the two."""
+    """With equal means only the spread differs: what is far from the mean is of the wider one."""
     inside = halves(200, 40, seed=0)
     shadows = torch.randn(40, 200) * torch.where(inside, 3.0, 0.5)
     far, near = (lira(torch.full((200,), value), shadows, inside) for value in (4.0, 0.0))
@@ -117,33 +116,30 @@ def test_variances_of_members_and_others_are_kept_apart():
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: (10 * x).round() / 10])
 def test_nearest_is_what_scikit_learn_finds(change):
     images, members, others = (change(torch.rand(n, 3, 4, 4)) for n in (300, 40, 40))
-    found = nearest_members(images, members, others)
+    nearest = nearest_members(images, members, others)
     both = torch.cat([members, others]).flatten(1)
     distances, places = NearestNeighbors(n_neighbors=1).fit(both).kneighbors(images.flatten(1))
-    assert found.share == pytest.approx(
-        100 * (places < 40).mean(), abs=0.5
-    )  # an image with two nearest ones may be counted otherwise
-    assert found.distinct == pytest.approx(len(np.unique(places)), abs=1)
-    for part, median in ((members, found.to_members), (others, found.to_others)):
+    # an image with two nearest ones may be counted otherwise
+    assert nearest.share == pytest.approx(100 * (places < 40).mean(), abs=0.5)
+    assert nearest.distinct == pytest.approx(len(np.unique(places)), abs=1)
+    for part, median in ((members, nearest.to_members), (others, nearest.to_others)):
         own, _ = NearestNeighbors(n_neighbors=1).fit(part.flatten(1)).kneighbors(images.flatten(1))
         assert median == pytest.approx(np.median(own), rel=1e-5)
 
 
 def test_chance_is_the_spread_over_all_splits():
-    """Brute force: every way to call 4 of 8 images members. Most synthetic images crowd around one of them, so a binomial interval would be too narrow."""
+    """Brute force: every way to call 4 of 8 images members. Most synthetic images crowd around one
+    of them, so a binomial interval would be too narrow."""
     real = torch.randn(8, 5)
     images = torch.cat([real[0] + 0.1 * torch.randn(20, 5), torch.randn(20, 5)])
     splits = [
         torch.isin(torch.arange(8), torch.tensor(chosen))
         for chosen in itertools.combinations(range(8), 4)
     ]
-    found = [nearest_members(images, real[inside], real[~inside]) for inside in splits]
-    shares = np.array([each.share for each in found])
+    results = [nearest_members(images, real[inside], real[~inside]) for inside in splits]
+    shares, chance = np.array([each.share for each in results]), results[0].chance
     assert shares.mean() == pytest.approx(50)
-    assert (
-        shares.std() == pytest.approx(found[0].chance)
-        and found[0].chance > 2 * 100 * (0.25 / 40) ** 0.5
-    )
+    assert shares.std() == pytest.approx(chance) and chance > 2 * 100 * (0.25 / 40) ** 0.5
 
 
 def test_ties_are_shared_and_the_order_of_groups_does_not_matter():
@@ -161,28 +157,27 @@ def test_scores_do_not_depend_on_the_order_of_images(task):
     shadows = torch.stack(
         [scaled_confidence(SmallVGG("8 M 16", 4, seed=k), data) for k in range(6)]
     )
-    again = scaled_confidence(
-        model, ImageSet(data.images[order], data.labels[order]), batch_size=50
+    again = scaled_confidence(model, data[order], batch_size=50)
+    confidence = scaled_confidence(model, data)
+    torch.testing.assert_close(again, confidence[order], atol=1e-5, rtol=1e-5)
+    ratio = lira(standardised(confidence), standardised(shadows), inside)
+    shuffled = lira(
+        standardised(confidence[order]), standardised(shadows[:, order]), inside[:, order]
     )
-    said = scaled_confidence(model, data)
-    torch.testing.assert_close(again, said[order], atol=1e-5, rtol=1e-5)
-    ratio = lira(standardised(said), standardised(shadows), inside)
-    moved = lira(standardised(said[order]), standardised(shadows[:, order]), inside[:, order])
-    torch.testing.assert_close(moved, ratio[order])
-    one, two = attack_report(moved, inside[0][order]), attack_report(ratio, inside[0])
+    torch.testing.assert_close(shuffled, ratio[order])
+    one, two = attack_report(shuffled, inside[0][order]), attack_report(ratio, inside[0])
     assert [one["auroc"], *one["curve"]] == pytest.approx([two["auroc"], *two["curve"]])
 
 
 def test_confidence_does_not_saturate():
     class Sure(nn.Module):
         def forward(self, images):
-            return torch.tensor([[200.0, 0, 0]]).repeat(len(images), 1) + images.mean((1, 2, 3))[
-                :, None
-            ] * torch.tensor([1.0, 0, 0])
+            first = torch.tensor([1.0, 0, 0])
+            return (200 + images.mean((1, 2, 3)))[:, None] * first
 
     images = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 8, 8)
-    said = scaled_confidence(Sure(), ImageSet(images, torch.zeros(5, dtype=torch.int64)))
-    assert (said.diff() > 0.2).all(), "the loss of all of them is 0 in 32 bits"
+    confidence = scaled_confidence(Sure(), ImageSet(images, torch.zeros(5, dtype=torch.int64)))
+    assert (confidence.diff() > 0.2).all(), "the loss of all of them is 0 in 32 bits"
 
 
 def noise(n, classes=4):
@@ -198,22 +193,19 @@ def dense(seed):
 
 def test_a_memorising_network_is_found_out_and_a_random_one_is_not(task):
     data, inside = noise(120), halves(120, 10, seed=0)
-    whole, config = (
-        replace(task, id=replace(task.id, train=data)),
-        TeacherConfig(epochs=40, batch_size=20, lr=1e-2),
-    )
+    whole = replace(task, id=replace(task.id, train=data))
+    config = TeacherConfig(epochs=40, batch_size=20, lr=1e-2)
     models = [
         train_sl(part_of(whole, half), dense(k), config, seed=k) for k, half in enumerate(inside)
     ]
-    said = torch.stack([scaled_confidence(model, data) for model in models])
-    assert (said[0] > 0)[inside[0]].float().mean() > 0.9, "the noise is learnt by heart"
-    by_loss = attack_report(said[0], inside[0])
-    by_ratio = attack_report(
-        lira(standardised(said[0]), standardised(said[2:]), inside[2:]), inside[0]
-    )
+    confidence = torch.stack([scaled_confidence(model, data) for model in models])
+    assert (confidence[0] > 0)[inside[0]].float().mean() > 0.9, "the noise is learnt by heart"
+    shadows = standardised(confidence[2:])
+    by_loss = attack_report(confidence[0], inside[0])
+    by_ratio = attack_report(lira(standardised(confidence[0]), shadows, inside[2:]), inside[0])
     assert by_loss["auroc"] > 80 and by_ratio["auroc"] > 90 and by_ratio["tpr"] > 10
     fresh = scaled_confidence(dense(100), data)
-    for scores in (fresh, lira(standardised(fresh), standardised(said[2:]), inside[2:])):
+    for scores in (fresh, lira(standardised(fresh), shadows, inside[2:])):
         assert abs(attack_report(scores, inside[0])["auroc"] - 50) < 3 * chance_std(60, 60)
 
 
@@ -221,9 +213,8 @@ def test_a_generator_that_copies_is_found_out_and_noise_is_not(task):
     data = task.id.train
     inside = halves(len(data), 2, seed=0)[0]
     members, others = data.images[inside], data.images[~inside]
-    copies = (
-        members[torch.randint(len(members), (200,))] + 0.02 * torch.randn(200, 3, 8, 8)
-    ).clamp(0, 1)
+    copies = members[torch.randint(len(members), (200,))] + 0.02 * torch.randn(200, 3, 8, 8)
+    copies = copies.clamp(0, 1)
     teacher = SmallVGG("8 M 16", 4)
     for space in (lambda x: x, lambda x: features_of(teacher, x)):
         leak, none = (
@@ -239,9 +230,9 @@ def test_no_half_sees_an_image_of_the_other(name):
     task = load_task(name, 8)
     one, two = (part_of(task, inside) for inside in halves(len(task.id.train), 2, seed=3))
     for domain in ("id", "ood"):
-        mine, theirs = (getattr(part, domain).train.images.flatten(1) for part in (one, two))
-        assert torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist").min() > 0
-        assert len(mine) + len(theirs) == 128
+        first, second = (getattr(part, domain).train.images.flatten(1) for part in (one, two))
+        assert torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").min() > 0
+        assert len(first) + len(second) == 128
     assert torch.equal(one.id.test.images, task.id.test.images)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FPRS', 'halves', 'part_of', 'scaled_confidence', 'standardised', 'roc', 'attack_report', 'chance_std', 'lira',
-           'Nearest', 'nearest_members', 'RealImages']
+           'member_share', 'Nearest', 'nearest_members', 'RealImages']
 
 # %% ../../nbs/study/08_privacy.ipynb #c003
 import math
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ..data.domains import Domain, ImageSet
+from ..data.domains import ImageSet
 from ..data.tasks import Task
 from ..inside.checks import check_is, check_list, check_not_empty, check_range
 from ..inside.errors import InputError, WrongType
@@ -45,7 +45,7 @@ def halves(n: int, count: int, seed: int) -> Tensor:
         drawn = torch.stack([torch.randperm(n) < n // 2 for _ in range(count // 2)])
     return torch.stack([drawn, ~drawn], 1).flatten(0, 1)
 
-
+# %% ../../nbs/study/08_privacy.ipynb #c007b
 def part_of(task: Task, inside: Tensor) -> Task:
     """The task of a teacher that is trained on some of the images.
 
@@ -56,22 +56,15 @@ def part_of(task: Task, inside: Tensor) -> Task:
     Returns:
         the same task with a smaller train part; the test parts are whole
     """
-
-    def some(domain: Domain) -> Domain:
-        return replace(
-            domain, train=ImageSet(domain.train.images[inside], domain.train.labels[inside])
-        )
-
-    if (
-        check_is("inside", inside, Tensor).shape
-        != check_is("task", task, Task).id.train.labels.shape
-        or inside.dtype != torch.bool
-    ):
-        raise InputError(
-            f"inside must be bool of shape [{len(task.id.train)}], got {inside.dtype} of shape {list(inside.shape)}"
-        )
-    together = len(task.ood.train) == len(task.id.train)
-    return replace(task, id=some(task.id), ood=some(task.ood) if together else task.ood)
+    n = len(check_is("task", task, Task).id.train)
+    if check_is("inside", inside, Tensor).shape != (n,) or inside.dtype != torch.bool:
+        shape = f"{inside.dtype} of shape {list(inside.shape)}"
+        raise InputError(f"inside must be bool of shape [{n}], got {shape}")
+    of_id, of_ood = (
+        replace(domain, train=domain.train[inside]) if len(domain.train) == n else domain
+        for domain in (task.id, task.ood)
+    )
+    return replace(task, id=of_id, ood=of_ood)
 
 # %% ../../nbs/study/08_privacy.ipynb #c009
 @torch.no_grad()
@@ -90,14 +83,14 @@ def scaled_confidence(model: nn.Module, data: ImageSet, batch_size: int = 512) -
     parts = check_is("data", data, ImageSet).images.split(batch_size)
     with frozen(check_is("model", model, nn.Module)):
         logits = torch.cat([checked_logits(model, part) for part in parts]).double()
-    if len(data) and data.labels.max() >= logits.shape[1]:
-        raise InputError(
-            f"model has {logits.shape[1]} classes, the labels of data go up to {int(data.labels.max())}"
-        )
-    own = F.one_hot(data.labels, logits.shape[1]).bool()
+    classes = logits.shape[1]
+    if len(data) and data.labels.max() >= classes:
+        most = int(data.labels.max())
+        raise InputError(f"model has {classes} classes, the labels of data go up to {most}")
+    own = F.one_hot(data.labels, classes).bool()
     return (logits[own] - logits.masked_fill(own, -math.inf).logsumexp(1)).cpu()
 
-
+# %% ../../nbs/study/08_privacy.ipynb #c010b
 def standardised(confidence: Tensor) -> Tensor:
     """Each model's confidence with mean 0 and standard deviation 1 over the images.
 
@@ -107,16 +100,10 @@ def standardised(confidence: Tensor) -> Tensor:
     Returns:
         the same shape
     """
-    return (confidence - confidence.mean(-1, keepdim=True)) / confidence.std(
-        -1, keepdim=True
-    ).clamp(min=1e-12)
+    centred = confidence - confidence.mean(-1, keepdim=True)
+    return centred / confidence.std(-1, keepdim=True).clamp(min=1e-12)
 
 # %% ../../nbs/study/08_privacy.ipynb #c012
-FPRS = tuple(
-    round(10 ** (k / 10 - 1), 3) for k in range(31)
-)  # percent, 0.1 to 100, where a ROC curve is kept
-
-
 def roc(scores: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """The ROC curve; images of equal score are taken together.
 
@@ -129,21 +116,20 @@ def roc(scores: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """
     if check_is("inside", inside, Tensor).dtype != torch.bool:
         raise WrongType(f"inside must be bool, one an image, got {inside.dtype}")
-    if check_is("scores", scores, Tensor).shape != inside.shape or not torch.isfinite(scores).all():
-        raise InputError(
-            f"scores must be finite, one an image; got shape {list(scores.shape)} for {len(inside)} images"
-        )
+    if check_is("scores", scores, Tensor).shape != inside.shape or not scores.isfinite().all():
+        shapes = f"shape {list(scores.shape)} for {len(inside)} images"
+        raise InputError(f"scores must be finite, one an image; got {shapes}")
     if inside.all() or not inside.any():
-        raise InputError(
-            f"a ROC curve needs members and non-members; got {int(inside.sum())} and {int((~inside).sum())}"
-        )
+        sizes = f"{int(inside.sum())} and {int((~inside).sum())}"
+        raise InputError(f"a ROC curve needs members and non-members; got {sizes}")
     values, place = scores.unique(return_inverse=True)
-    counts = torch.stack(
-        [place[side].bincount(minlength=len(values)) for side in (~inside, inside)]
-    )
-    above = F.pad(counts.flip(1).cumsum(1), (1, 0)).double()
+    counts = [place[side].bincount(minlength=len(values)) for side in (~inside, inside)]
+    above = F.pad(torch.stack(counts).flip(1).cumsum(1), (1, 0)).double()
     false, true = above / above[:, -1:]
     return false, true
+
+# %% ../../nbs/study/08_privacy.ipynb #c012c
+FPRS = tuple(round(10 ** (k / 10 - 1), 3) for k in range(31))  # %, 0.1 to 100: points of a curve
 
 
 def attack_report(scores: Tensor, inside: Tensor, fprs: Sequence[float] = FPRS) -> dict[str, Any]:
@@ -152,7 +138,7 @@ def attack_report(scores: Tensor, inside: Tensor, fprs: Sequence[float] = FPRS) 
     Args:
         scores: [N], larger: rather a member
         inside: bool [N], who is
-        fprs: percent, where to keep the curve
+        fprs: percent, the points of the curve
 
     Returns:
         auroc and tpr (at 1 % FPR) in percent, curve: TPR in percent at each of fprs
@@ -160,17 +146,10 @@ def attack_report(scores: Tensor, inside: Tensor, fprs: Sequence[float] = FPRS) 
     for fpr in check_list("fprs", fprs, int, float):
         check_range("fprs: each", fpr, 0, 100)
     false, true = roc(scores, inside)
+    tpr, *curve = [100 * true[false <= fpr / 100 + 1e-9].max().item() for fpr in (1, *fprs)]
+    return {"auroc": 100 * torch.trapezoid(true, false).item(), "tpr": tpr, "curve": curve}
 
-    def at(fpr: float) -> float:
-        return 100 * true[false <= fpr / 100 + 1e-9].max().item()
-
-    return {
-        "auroc": 100 * torch.trapezoid(true, false).item(),
-        "tpr": at(1),
-        "curve": [at(fpr) for fpr in fprs],
-    }
-
-
+# %% ../../nbs/study/08_privacy.ipynb #c012f
 def chance_std(members: int, others: int) -> float:
     """Standard deviation of the AUROC of a score that knows nothing (Mann and Whitney, 1947).
 
@@ -198,20 +177,32 @@ def lira(confidence: Tensor, shadows: Tensor, inside: Tensor) -> Tensor:
         [N], log-likelihood ratio; larger: rather a member
     """
     if shadows.shape != inside.shape or shadows.shape[1:] != confidence.shape:
-        raise InputError(
-            f"shadows and inside must be [S, {len(confidence)}], got {list(shadows.shape)} and {list(inside.shape)}"
-        )
+        shapes = f"{list(shadows.shape)} and {list(inside.shape)}"
+        raise InputError(f"shadows and inside must be [S, {len(confidence)}], got {shapes}")
     ratio = torch.zeros_like(confidence)
     for side, sign in ((inside, 1), (~inside, -1)):
         n = side.sum(0)
         if n.min() < 2:
-            raise InputError(
-                f"every image must be in, and out of, at least 2 shadows; one is {'in' if sign > 0 else 'out of'} {int(n.min())}"
-            )
+            few = f"one is {'in' if sign > 0 else 'out of'} {int(n.min())}"
+            raise InputError(f"every image must be in, and out of, at least 2 shadows; {few}")
         mean = (shadows * side).sum(0) / n
         variance = ((shadows - mean).square() * side).sum() / (n - 1).sum()
         ratio += sign * Normal(mean, variance.clamp(min=1e-12).sqrt()).log_prob(confidence)
     return ratio
+
+# %% ../../nbs/study/08_privacy.ipynb #c018a
+def member_share(counts: Tensor) -> tuple[float, float]:
+    """Share of images whose nearest real image is a member, and its spread over random splits.
+
+    Args:
+        counts: [2m], to how many images each real one is the nearest; the members come first
+
+    Returns:
+        percent; standard deviation when the split is a coin toss, percentage points
+    """
+    m, n = len(counts) // 2, round(counts.sum().item())
+    spread = m * m / (2 * m * (2 * m - 1)) * (counts - counts.mean()).square().sum()
+    return 100 * counts[:m].sum().item() / n, 100 * spread.sqrt().item() / n
 
 # %% ../../nbs/study/08_privacy.ipynb #c019
 @dataclass(frozen=True)
@@ -220,9 +211,7 @@ class Nearest:
 
     n: int  # images
     share: float  # whose nearest one is a member, percent; 50: no leak
-    chance: (
-        float  # standard deviation of the share when the split is a coin toss, percentage points
-    )
+    chance: float  # standard deviation of the share over random splits, percentage points
     distinct: int  # members and non-members that are the nearest one of any image
     to_members: float  # median L2 distance to the nearest member
     to_others: float  # median L2 distance to the nearest non-member
@@ -238,29 +227,19 @@ def nearest_members(images: Tensor, members: Tensor, others: Tensor) -> Nearest:
     """
     for name, group in (("images", images), ("members", members), ("others", others)):
         check_not_empty(name, check_is(name, group, Tensor))
-    if (
-        len(members) != len(others)
-        or images.shape[1:] != members.shape[1:]
-        or images.shape[1:] != others.shape[1:]
-    ):
+    if members.shape != others.shape or images.shape[1:] != members.shape[1:]:
         shapes = ", ".join(str(list(part.shape)) for part in (images, members, others))
         raise InputError(f"as many non-members as members are needed, all alike; got {shapes}")
-    m, both, counts, closest = len(members), torch.cat([members, others]).flatten(1), 0, []
+    real, counts, closest = torch.cat([members, others]).flatten(1), 0, []
     for part in images.flatten(1).split(256):
-        distances = torch.cdist(part, both, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(part, real, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = (distances == distances.amin(1, keepdim=True)).double()
         counts = counts + (nearest / nearest.sum(1, keepdim=True)).sum(0)
-        closest.append(torch.stack([distances[:, :m].amin(1), distances[:, m:].amin(1)]))
-    near, far = torch.cat(closest, 1).quantile(0.5, dim=1).tolist()
-    spread = m * m / (2 * m * (2 * m - 1)) * (counts - counts.mean()).square().sum()
-    return Nearest(
-        n=len(images),
-        share=100 * counts[:m].sum().item() / len(images),
-        chance=100 * spread.sqrt().item() / len(images),
-        distinct=int((counts > 0).sum()),
-        to_members=near,
-        to_others=far,
-    )
+        closest.append(distances.unflatten(1, (2, -1)).amin(2))
+    to_members, to_others = torch.cat(closest).quantile(0.5, dim=0).tolist()
+    share, chance = member_share(counts)
+    distinct = int((counts > 0).sum())
+    return Nearest(len(images), share, chance, distinct, to_members, to_others)
 
 # %% ../../nbs/study/08_privacy.ipynb #c023
 class RealImages:
@@ -273,14 +252,12 @@ class RealImages:
 
     def __init__(self, images: Tensor, batch_size: int = 64):
         check_range("RealImages.batch_size", batch_size, 1, whole=True)
-        self.images, self.batch_size, self.generator = (
-            check_not_empty("images", check_images(images)),
-            batch_size,
-            nn.Identity(),
-        )
+        self.images = check_not_empty("images", check_images(images))
+        self.batch_size = batch_size
+        self.generator = nn.Identity()
 
     def update(self, teacher: nn.Module, student: nn.Module, judge: Judge | None = None) -> Batch:
-        "Random images, unchanged; of no use to an objective that splits them, for all get the score 0."
+        "Random images, unchanged. All have the score 0, so no objective can split them."
         images = self.sample(self.batch_size)
         with torch.no_grad():
             return Batch(images, teacher(images), images.new_zeros(len(images)))
