@@ -135,7 +135,8 @@ def test_a_damaged_file_is_replaced_in_the_end_only(server, tmp_path):
     (tmp_path / "file").write_bytes(b"old")
     server.stop_after = [300_000]
     with pytest.raises(
-        DownloadError, match="broke off after 300,000 of 1,000,000 bytes; what came is kept"
+        DownloadError,
+        match="broke off after 300,000 of 1,000,000 bytes; the downloaded part is kept",
     ):
         fetch(server.url(), tmp_path / "file", MD5, MOST, tries=1)
     assert (tmp_path / "file").read_bytes() == b"old" and left(tmp_path) == [".file.part", "file"]
@@ -206,7 +207,7 @@ def test_a_part_that_is_a_link_is_not_written_through(server, tmp_path):
 def test_a_server_that_stalls_is_given_up(server, tmp_path):
     server.stop_after, server.stall = [100_000, 100_000], 5.0
     start = time.monotonic()
-    with pytest.raises(DownloadError, match="timed out; what came is kept"):
+    with pytest.raises(DownloadError, match="timed out; the downloaded part is kept"):
         fetch(server.url(), tmp_path / "file", MD5, MOST, timeout=0.3, tries=2)
     assert 0.5 < time.monotonic() - start < server.stall, "it did not wait for the server to go on"
     assert fetch(server.url(), tmp_path / "file", MD5, MOST, timeout=0.3).read_bytes() == CONTENT
@@ -386,12 +387,12 @@ def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(how, server, tm
     until(lambda: part.exists() and part.stat().st_size >= 300_000)
     process.send_signal(how)
     assert process.wait(60) != 0 and not (tmp_path / "file").exists()
-    kept = part.stat().st_size
-    assert 300_000 <= kept <= 400_000
+    size = part.stat().st_size
+    assert 300_000 <= size <= 400_000
     assert fetch(server.url(), tmp_path / "file", MD5, MOST).read_bytes() == CONTENT
-    assert [entry[1] for entry in server.log] == [None, f"bytes={kept}-"] and server.log[1][
+    assert [entry[1] for entry in server.log] == [None, f"bytes={size}-"] and server.log[1][
         2
-    ] == len(CONTENT) - kept
+    ] == len(CONTENT) - size
 
 
 def test_two_processes_at_once_get_one_file(server, tmp_path):
@@ -400,8 +401,8 @@ def test_two_processes_at_once_get_one_file(server, tmp_path):
         subprocess.Popen([sys.executable, "-c", call(server, tmp_path)], stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
     assert (tmp_path / "file").read_bytes() == CONTENT and [entry[1:] for entry in server.log] == [
         [None, len(CONTENT)]
     ]
@@ -422,12 +423,12 @@ def test_one_that_waits_too_long_says_so(server, tmp_path, monkeypatch):
 def test_what_a_server_says_is_one_line(server, tmp_path, monkeypatch):
     """A reason phrase with escape sequences for the terminal."""
     monkeypatch.setitem(Handler.responses, 404, ("\x1b[2J gone " + "x" * 500, ""))
-    with pytest.raises(DownloadError) as found:
+    with pytest.raises(DownloadError) as refusal:
         fetch(server.url("/gone"), tmp_path / "file", MD5, MOST)
     assert (
-        str(found.value).isprintable()
-        and "\\x1b[2J gone xxx" in str(found.value)
-        and len(str(found.value)) < 400
+        str(refusal.value).isprintable()
+        and "\\x1b[2J gone xxx" in str(refusal.value)
+        and len(str(refusal.value)) < 400
     )
 
 

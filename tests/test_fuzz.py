@@ -340,19 +340,19 @@ def finite(value):
 
 def loaded(path):
     """Records, or the error, which names the file and the line."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         try:
-            found = load_records(path)
+            records = load_records(path)
         except RecordError as error:
             one_line(error)
             assert str(path) in str(error) and ", line " in str(error)
             return None
-    assert all(warning.category is RecordWarning for warning in told)
-    for record in found:
+    assert all(warning.category is RecordWarning for warning in recorded)
+    for record in records:
         assert isinstance(record, dict)
         finite(record)
-    return found
+    return records
 
 
 @fuzzed(
@@ -389,7 +389,7 @@ def test_a_damaged_file_is_read_or_refused_and_no_line_is_lost(tmp_path, content
         if (tmp_path / "records.jsonl.torn").exists()
         else b""
     )
-    assert all(line in now or line in torn for line in content.split(b"\n")), (
+    assert all(row in now or row in torn for row in content.split(b"\n")), (
         "every byte is in the file, or kept aside"
     )
 
@@ -431,10 +431,10 @@ def test_what_is_written_can_be_read(tmp_path, records):
         one_line(error)
         assert path.read_bytes() == LINES[0] + b"\n"
     else:
-        found = loaded(path)
+        written = loaded(path)
         assert len(path.read_bytes().splitlines()) == 1 + len(records)
-        assert found[0] == GOOD[0] and (
-            not records or found[-1] == json.loads(json.dumps(records[-1]))
+        assert written[0] == GOOD[0] and (
+            not records or written[-1] == json.loads(json.dumps(records[-1]))
         )
 
 

@@ -37,17 +37,17 @@ EVIL = b"written by the archive"
 
 def tree(folder):
     """Everything below a folder but locks, with what would show that it was touched."""
-    found = {}
+    entries = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".lock":
             continue
         info = path.lstat()
         content = path.read_bytes() if path.is_file() and info.st_size < 10**6 else info.st_size
-        found[str(path.relative_to(folder))] = (
+        entries[str(path.relative_to(folder))] = (
             info.st_mode,
             os.readlink(path) if path.is_symlink() else content if not path.is_dir() else None,
         )
-    return found
+    return entries
 
 
 class Watch:
@@ -70,9 +70,9 @@ class Watch:
         seconds, waited = time.process_time() - self.start[0], time.monotonic() - self.start[1]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.memory
         self.expected.__exit__(*raised)
-        said = str(raised[1])
-        Watch.slowest = max(Watch.slowest, (seconds, said[:150]))
-        assert said.isprintable() and len(said) < 1500, said
+        message = str(raised[1])
+        Watch.slowest = max(Watch.slowest, (seconds, message[:150]))
+        assert message.isprintable() and len(message) < 1500, message
         assert seconds < SECONDS and waited < 10 * SECONDS, (
             "of work, and on a machine that has other work as well"
         )
@@ -436,7 +436,7 @@ def test_a_target_that_is_in_use_is_refused(tmp_path):
     for name in ("link", "dangling", "precious", "../out"):
         with Watch(tmp_path, StorageError, "is there already; move it away"):
             unpack(archive, out / name, MOST)
-    with Watch(tmp_path, MissingData, "nothing.tar is not there, or is no file"):
+    with Watch(tmp_path, MissingData, "there is no archive .*nothing.tar"):
         unpack(tmp_path / "nothing.tar", out / "set", MOST)
     (out / ".elsewhere.unpacking").symlink_to(out)  # planted, or left behind
     assert [path.name for path in unpack(archive, out / "elsewhere", MOST).iterdir()] == ["one"]
@@ -716,18 +716,18 @@ def test_pictures_under_odd_names(tmp_path):
             load_domain(f"folder:{tmp_path}", 16).test
         ) > len(whole.test)
         Path(os.fsdecode(path)).write_bytes(b"")
-        with pytest.raises(InputError, match="cannot be read as an image") as found:
+        with pytest.raises(InputError, match="cannot be read as an image") as refusal:
             load_domain(f"folder:{tmp_path}", 16)
-        assert str(found.value).isprintable()
+        assert str(refusal.value).isprintable()
         os.remove(path)
     for name in (b"two\nlines", b"\xff"):
         folder = os.path.join(os.fsencode(tmp_path), name)
         shutil.copytree(os.path.join(os.fsencode(tmp_path), b"cat"), folder)
         with pytest.raises(
             InputError, match="must have class folders with printable names"
-        ) as found:
+        ) as refusal:
             load_domain(f"folder:{tmp_path}", 16)
-        assert str(found.value).isprintable()
+        assert str(refusal.value).isprintable()
         shutil.rmtree(folder)
 
 
@@ -873,14 +873,14 @@ def test_fuzzed_idx_files(tmp_path_factory, images, labels):
     folder = idx_pair(fresh(tmp_path_factory), images, labels)
     before = tree(folder)
     try:
-        pixels, found = read_idx(folder, "train")
+        pixels, classes = read_idx(folder, "train")
     except AtescError as error:
         assert str(error).isprintable()
     else:
         assert (
             images == images_of()[:16] + pixels.numpy().tobytes()
-            and labels[8:] == found.numpy().tobytes()
-            and len(pixels) == len(found)
+            and labels[8:] == classes.numpy().tobytes()
+            and len(pixels) == len(classes)
         )
     assert tree(folder) == before
 

@@ -350,7 +350,7 @@ refused_pickle("an entry with ..", "lies outside of it", b"\x80\x02}.", more=[("
 refused_pickle("an entry from the root", "lies outside of it", b"\x80\x02}.", more=[("/b", b"")])
 refused_pickle(
     "a name twice but for its case",
-    "one stands in it twice",
+    "two of them have one name",
     b"\x80\x02}.",
     more=[("DATA.PKL", b"\x80\x02}.")],
 )
@@ -365,7 +365,7 @@ refused_pickle(
 )
 
 
-@among(PICKLES, "data.pkl twice", "one stands in it twice")
+@among(PICKLES, "data.pkl twice", "two of them have one name")
 def _(path, canary):
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(path, b"\x80\x02}.", more=[("data.pkl", pickle.dumps(Payload(canary), 2))])
@@ -422,20 +422,20 @@ def _(path, canary):
         )
 
 
-@among(PICKLES, "a comment", "it does not end as a zip archive does")
+@among(PICKLES, "a comment", "it does not end like a zip archive")
 def _(path, canary):
     archive(path, b"\x80\x02}.")
     with zipfile.ZipFile(path, "a") as made:
         made.comment = b"PK\5\6"
 
 
-@among(PICKLES, "something after the end", "it does not end as a zip archive does")
+@among(PICKLES, "something after the end", "it does not end like a zip archive")
 def _(path, canary):
     archive(path, b"\x80\x02}.")
     path.write_bytes(path.read_bytes() + b"x")
 
 
-@among(PICKLES, "half of a file", "it does not end as a zip archive does")
+@among(PICKLES, "half of a file", "it does not end like a zip archive")
 def _(path, canary):
     torch.save(STATE, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -465,17 +465,17 @@ def _(path, canary):
     torch.save({"a": Payload(canary)}, path, _use_new_zipfile_serialization=False)
 
 
-@among(PICKLES, "a bare pickle", "it does not end as a zip archive does")
+@among(PICKLES, "a bare pickle", "it does not end like a zip archive")
 def _(path, canary):
     path.write_bytes(pickle.dumps(Payload(canary)))
 
 
-@among(PICKLES, "a text", "it does not end as a zip archive does")
+@among(PICKLES, "a text", "it does not end like a zip archive")
 def _(path, canary):
     path.write_text("hello")
 
 
-@among(PICKLES, "empty", "it does not end as a zip archive does")
+@among(PICKLES, "empty", "it does not end like a zip archive")
 def _(path, canary):
     path.touch()
 
@@ -560,7 +560,7 @@ refused_header("shape of text", PARSED, {"a": entry("x", 0, 8)}, bytes(8))
 refused_header("unknown type", PARSED, {"a": entry([2], 0, 8, "F99")}, bytes(8))
 refused_header(
     "a name twice",
-    PARSED + "a name stands in it twice",
+    PARSED + "a name appears twice",
     b'{"a":%s,"a":%s}' % ((json.dumps(entry([2], 0, 8)).encode(),) * 2),
     bytes(8),
 )
@@ -701,7 +701,7 @@ refused_settings("a list", "is not a configuration in JSON: an object is expecte
 refused_settings("deep", "is not a configuration in JSON", b"[" * (MOST_JSON - 1))
 refused_settings("not UTF-8", "is not a configuration in JSON", b'{"\xff": 1}')
 refused_settings(
-    "a name twice", "a name stands in it twice", b'{"network": "SmallVGG", "network": "SmallVGG"}'
+    "a name twice", "a name appears twice", b'{"network": "SmallVGG", "network": "SmallVGG"}'
 )
 refused_settings("empty", "is not a configuration in JSON", b"")
 refused_settings("nothing in it", "does not say of which network", {})
@@ -842,7 +842,7 @@ def _(path, canary):
 def peak():
     """Most memory that this process has held since `forget_peak`, MB."""
     return (
-        int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+        int(next(row for row in open("/proc/self/status") if row.startswith("VmHWM")).split()[1])
         / 1024
     )
 
@@ -875,11 +875,11 @@ def refused(tmp_path, request):
         if MEASURED:
             forget_peak()
             before = peak()
-        start, worked, said = time.perf_counter(), time.process_time(), "loaded"
+        start, worked, message = time.perf_counter(), time.process_time(), "loaded"
         try:
             load(path)
         except AtescError as error:
-            said = str(error)
+            message = str(error)
         waited, seconds = time.perf_counter() - start, time.process_time() - worked
         TIMES[f"{request.node.name}, {load.__name__}"] = seconds
         assert not canary.exists(), "it ran code"
@@ -888,14 +888,14 @@ def refused(tmp_path, request):
         )
         if MEASURED:
             assert peak() - before < MEGABYTES
-        assert harmless or said != "loaded"
+        assert harmless or message != "loaded"
         assert (
-            said == "loaded"
-            or path.stem in said
-            and "\n" not in said
-            and len(said) < 1000 + len(str(path))
-        ), said
-        return said
+            message == "loaded"
+            or path.stem in message
+            and "\n" not in message
+            and len(message) < 1000 + len(str(path))
+        ), message
+        return message
 
     return check
 
@@ -926,8 +926,8 @@ HARMLESS = {
 def test_pickles(name, refused, tmp_path):
     make, text = PICKLES[name]
     path = tmp_path / "file.pt"
-    said = refused(path, make, load_model)
-    assert text in said, said
+    message = refused(path, make, load_model)
+    assert text in message, message
     if name != "weights alone":
         refused(path, make, into_a_model)
     refused(path, make, read_pt, harmless=name in HARMLESS)
@@ -937,18 +937,18 @@ def test_pickles(name, refused, tmp_path):
 def test_safetensors(name, refused, tmp_path):
     make, text = HEADERS[name]
     path = tmp_path / "file.safetensors"
-    said = refused(path, make, into_a_model)
-    assert text in said, said
+    message = refused(path, make, into_a_model)
+    assert text in message, message
     path.with_suffix(".json").write_text(json.dumps({"network": "SmallVGG", "config": CONFIG}))
-    said = refused(path, make, load_model)
-    assert text in said, said
+    message = refused(path, make, load_model)
+    assert text in message, message
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings(name, refused, tmp_path):
     make, text = SETTINGS[name]
-    said = refused(tmp_path / "file.safetensors", make, load_model)
-    assert text in said, said
+    message = refused(tmp_path / "file.safetensors", make, load_model)
+    assert text in message, message
 
 
 @pytest.mark.parametrize("name", ["os", "eval", "exec", "subprocess"])

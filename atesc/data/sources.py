@@ -107,8 +107,8 @@ def _idx_length(path: Path, *shape: int) -> int:
         given = [int.from_bytes(header[k : k + 4], "big") for k in range(4, len(header), 4)]
         wanted = f"an idx file of bytes, shape {['N', *shape]} with N from 1 to {MOST_IMAGES}"
         raise InputError(f"{path} must be {wanted}, got a header of {header[:4].hex()} and {given}")
-    if length != (right := len(header) + n * prod(shape)):
-        raise InputError(f"{path} must be {right:,} bytes long by its header, got {length:,}")
+    if length != (announced := len(header) + n * prod(shape)):
+        raise InputError(f"{path} must be {announced:,} bytes long by its header, got {length:,}")
     return n
 
 # %% ../../nbs/data/01_sources.ipynb #s015

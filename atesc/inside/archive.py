@@ -114,7 +114,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
         raise ValueError("it is a TorchScript archive, which is a program; save model.state_dict()")
     folders = {entry.filename.partition("/")[0] for entry in entries}
     if len(folders) != 1 or len({entry.filename.lower() for entry in entries}) < len(entries):
-        raise ValueError("its entries are not in one folder, or one stands in it twice")
+        raise ValueError("its entries are not in one folder, or two of them have one name")
     for name, entry in zip(names, entries):
         _check_entry(name, entry)
     if (claimed := sum(entry.file_size for entry in entries)) > size:
@@ -135,9 +135,7 @@ def _read_contents(file: BinaryIO, size: int) -> tuple[bytes, dict[str, int]]:
     file.seek(max(0, size - 22))
     end = file.read(22)
     if len(end) < 22 or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
-        raise ValueError(
-            "it does not end as a zip archive does; save it again with a current torch"
-        )
+        raise ValueError("it does not end like a zip archive; save it again with a current torch")
     metered = MeteredFile(file, MOST_PICKLE)
     with zipfile.ZipFile(metered) as archive:
         metered.allow(sys.maxsize - 1)  # the checked sizes are the limit from here on
@@ -164,8 +162,8 @@ class _Tuple(tuple):
             raise ValueError(f"it has tuples that are nested more than {MOST_DEPTH} deep")
 
 
-def _matches(items: Any, kinds: tuple) -> bool:
-    "Is this a tuple of such items? A kind is an item itself, its type, or the type it stands for."
+def _fits(items: Any, kinds: tuple) -> bool:
+    "Is this a tuple of such items? A kind is an item, the type of one, or the type it stands for."
     if type(items) is not _Tuple or len(items) != len(kinds):
         return False
     return all(kind in (item, type(item)) for item, kind in zip(items, kinds))
@@ -196,7 +194,7 @@ _STORAGES = {  # what a GLOBAL names -> bytes a number
 # %% ../../nbs/inside/06_archive.ipynb #a031
 def _storage(identity: Any, sizes: dict[str, int]) -> type:
     "The type of a storage that a pickle identifies, if its entry is as long as it claims."
-    if not _matches(identity, ("storage", _Global, str, str, int)) or identity[1] not in _STORAGES:
+    if not _fits(identity, ("storage", _Global, str, str, int)) or identity[1] not in _STORAGES:
         raise ValueError("it names a storage as torch.save does not")
     _, kind, name, _, length = identity
     claimed, size = length * _STORAGES[kind], sizes.get(f"data/{name}")
@@ -209,7 +207,7 @@ def _returned(function: Any, arguments: Any) -> type:
     "The type of what a function returns, if its arguments are those that torch.save writes."
     if type(function) is _Global and function in _CALLS:
         accepted, result = _CALLS[function]
-        if _matches(arguments, accepted):
+        if _fits(arguments, accepted):
             return result
     raise ValueError("it calls a function with other arguments than torch.save does")
 
@@ -278,11 +276,11 @@ def scan_pickle(program: bytes, sizes: dict[str, int]) -> None:
         elif name not in ("PROTO", "STOP"):
             if pickletools.stackslice in code.stack_before:  # it takes all above the last MARK
                 operands, stack = stack, below.pop()
-            rest = len(stack) - sum(kind not in _MARKED for kind in code.stack_before)
-            if rest < 0:
+            first = len(stack) - sum(kind not in _MARKED for kind in code.stack_before)
+            if first < 0:
                 raise ValueError(f"its pickle lacks operands of the instruction {name}")
-            operands = stack[rest:] + operands
-            stack[rest:] = [_result(name, value, operands, sizes)]
+            operands = stack[first:] + operands
+            stack[first:] = [_result(name, value, operands, sizes)]
 
 # %% ../../nbs/inside/06_archive.ipynb #a047
 MOST_PARTS = 200_000  # of a tree

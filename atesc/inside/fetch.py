@@ -151,7 +151,7 @@ def _fetch_from(
         except _Broken as error:
             tries -= 1
             if tries < 1:
-                rest = "; what came is kept, and the same call goes on from there"
+                rest = "; the downloaded part is kept, and the same call continues it"
                 raise DownloadError(f"{error}{rest if part.exists() else ''}") from error
             time.sleep(PAUSE)
             continue

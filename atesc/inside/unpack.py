@@ -112,7 +112,8 @@ def _path_parts(member: _Member) -> list[str]:
         raise ValueError(f"{name!r} in it is neither a file nor a folder, but a link or a device")
     is_plain = name.isprintable() and not set("\\:") & set(name)
     if not name or not is_plain or len(name.encode()) > MOST_NAME:
-        raise ValueError(f"{name!r} in it is no name for a file here")
+        accepted = f"at most {MOST_NAME} bytes, printable, without backslash and colon"
+        raise ValueError(f"{name!r} in it is no name for a file: it must have {accepted}")
     parts = [part for part in name.split("/") if part != "."]
     if any(not part or part[-1] in " ." for part in parts):
         reason = "a part of it is empty, or ends in a dot or a blank"
@@ -169,7 +170,7 @@ def _remove(path: Path) -> None:
 def _replacing(archive: Path, path: Path) -> Iterator[Path]:
     "A hidden name beside `path` to unpack to, free at the beginning and free again at the end."
     if not archive.is_file():
-        raise MissingData(f"{one_line(archive)} is not there, or is no file")
+        raise MissingData(f"there is no archive {one_line(archive)}")
     part = path.with_name(f".{path.name}.unpacking")
     with locked(path, WAIT, "another process is unpacking to it"), storage_errors(path):
         _remove(part)

@@ -23,7 +23,7 @@ from .errors import InputError, brief, nearest
 # %% ../../nbs/inside/07_weights.ipynb #w006
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique := dict(pairs)) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name appears twice")
     return unique
 
 
