@@ -1,4 +1,4 @@
-"""Untrusted behaviour: what a teacher may do wrong is put up with, refused with a sentence, or warned about once."""
+"""What a teacher may do wrong is tolerated, refused with a sentence, or warned about once."""
 
 import copy
 import warnings
@@ -132,13 +132,13 @@ class Stubborn(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_before_anything_is_trained(name, teachers):
-    changes, said = REFUSED[name]
+    changes, message = REFUSED[name]
     teacher, student = (
         After(copy.deepcopy(teachers.ntl).train(), **changes),
         SmallVGG("8 M 8", 4, seed=1),
     )
     before = weights(student), weights(teacher)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         run(teacher, student)
     assert (weights(student), weights(teacher)) == before
     assert teacher.net.training and all(
@@ -147,11 +147,12 @@ def test_refused_before_anything_is_trained(name, teachers):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (
             lambda t: t.half(),
-            r"teacher has weights of torch.float16, images are torch.float32; use teacher.float\(\)",
+            "teacher has weights of torch.float16, images are torch.float32; "
+            r"use teacher.float\(\)",
         ),
         (lambda t: t.double(), "teacher has weights of torch.float64"),
         (lambda t: t.to("meta"), "teacher is on the device meta, where networks have no weights"),
@@ -162,10 +163,10 @@ def test_refused_before_anything_is_trained(name, teachers):
     ],
     ids=["16 bits", "64 bits", "no weights", "two devices"],
 )
-def test_where_it_is_and_of_what(change, said, teachers):
-    with pytest.raises(InputError, match=said):
+def test_where_it_is_and_of_what(change, message, teachers):
+    with pytest.raises(InputError, match=message):
         run(change(copy.deepcopy(teachers.ntl)))
-    with pytest.raises(InputError, match=said.replace("teacher", "student")):
+    with pytest.raises(InputError, match=message.replace("teacher", "student")):
         run(teachers.ntl, change(SmallVGG("8 M 8", 4)))
 
 
@@ -178,7 +179,7 @@ def test_images_of_another_device_are_refused(teachers):
 
 
 def test_training_mode_and_dropout_do_not_matter(teachers):
-    """They are set aside, and set back."""
+    """The mode is changed for the run and restored after it."""
     net = copy.deepcopy(teachers.ntl)
     teacher = nn.Sequential(net, nn.Dropout(0.5)).train()
     expected = run(nn.Sequential(copy.deepcopy(net), nn.Dropout(0.5)).eval())
@@ -190,13 +191,14 @@ def test_hooks_left_over_are_warned_about_once_and_stay(teachers):
     teacher, seen = copy.deepcopy(teachers.ntl), []
     teacher.classifier.register_forward_hook(lambda *_: seen.append(1))
     teacher.features[0].register_forward_pre_hook(lambda *_: seen.append(2))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
             result = run(teacher)
-    told = [str(warning.message) for warning in told if warning.category is NetworkWarning]
-    assert told == [
-        "teacher has hooks left over in features.0, classifier: they may change its answers or keep images; remove them, unless they belong to it"
+    messages = [str(warning.message) for warning in caught if warning.category is NetworkWarning]
+    assert messages == [
+        "teacher has hooks left over in features.0, classifier: they may change its answers or "
+        "keep images; remove them, unless they belong to it"
     ]
     assert weights(result.student) == weights(run(teachers.ntl).student) and seen
     assert (
@@ -252,12 +254,12 @@ def test_an_attack_that_flips_nothing_or_everything_is_warned_about_once(
     eps, group, advice, teachers, task
 ):
     splitter = PGDSplitter(eps=eps, steps=20)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
             split = splitter(teachers.sl, task.id.test.images)
     assert split.fragile.all() if group == "fragile" else split.robust.all()
-    (one,) = [str(warning.message) for warning in told if warning.category is SplitWarning]
+    (one,) = [str(warning.message) for warning in caught if warning.category is SplitWarning]
     assert one.startswith(
         f"PGDSplitter calls all images {group}, so the split tells nothing: {advice}"
     )
@@ -265,7 +267,7 @@ def test_an_attack_that_flips_nothing_or_everything_is_warned_about_once(
 
 def test_evaluation_data_of_nan_leaves_training_bit_identical(preset, task):
     """Teachers and students, of every baseline: nothing leaks from evaluation into training."""
-    found = []
+    trained = []
     for poisoned in (False, True):
         pair = Teachers(preset, copy.deepcopy(task))
         if poisoned:
@@ -277,7 +279,7 @@ def test_evaluation_data_of_nan_leaves_training_bit_identical(preset, task):
             for baseline in BASELINES
             for student in ("sl-plain", "ntl-plain", "ntl-ckd", "ntl-atesc")
         ]
-        found.append(
+        trained.append(
             [
                 weights(pair.sl),
                 weights(pair.ntl),
@@ -287,11 +289,11 @@ def test_evaluation_data_of_nan_leaves_training_bit_identical(preset, task):
                 ),
             ]
         )
-    assert found[0] == found[1] and len(found[0]) == 14
+    assert trained[0] == trained[1] and len(trained[0]) == 14
 
 
 def test_an_evaluation_cannot_disturb_training(teachers):
-    """One that draws random numbers, changes modes and seeds, and leaves NaN behind in what it was given to look at."""
+    """It draws random numbers, changes modes and seeds, and leaves NaN in what it was given."""
 
     def evaluate(student):
         torch.manual_seed(1)
