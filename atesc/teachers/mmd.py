@@ -18,7 +18,7 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
         b: [M, F] features
 
     Returns:
-        scalar, biased estimate, 0 (same samples) to 10
+        scalar, biased estimate, 0 (same samples) to 10, differentiable
     """
     both = torch.cat([a, b])
     squared = both.pow(2).sum(1)
