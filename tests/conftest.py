@@ -1,5 +1,6 @@
 """Shared fixtures: the debug task and teachers trained on it, in seconds."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def teachers(preset, task):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C works, here and in processes that a test starts.
+
+    A shell ignores SIGINT for its background jobs, and every process that these start.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""keep_outputs.py EXECUTED SOURCE: show a reader of SOURCE on the web what papermill got in EXECUTED.
+"""keep_outputs.py EXECUTED SOURCE: copy the outputs of an executed notebook into its source.
 
-Outputs are copied cell by cell, progress widgets, their state and warnings left out; the sources must be equal. The folder of EXECUTED, which is nobody's business, becomes OUT.
+Progress widgets, their state and warnings are left out. The sources of all cells must be equal. The
+folder of EXECUTED is written as OUT.
 """
 
 import sys

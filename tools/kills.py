@@ -1,4 +1,7 @@
-"""Kill runs with SIGKILL at random moments, let each go on, and compare it with one that was left alone. `python tools/kills.py 100` does so 100 times."""
+"""kills.py N: kill N runs with SIGKILL at random moments, resume each, and compare.
+
+The outcome must be that of a run that was left alone.
+"""
 
 import json
 import os
@@ -71,7 +74,11 @@ def outcome(folder: Path) -> tuple[int, list[dict]]:
 
 
 def trial(cell: Cell, seconds: float, folder: Path) -> tuple[str, bool]:
-    """Kill a run after so long, and start it again: what was on disk when it was killed, and whether it ended as if nothing had been."""
+    """Kill a run after some seconds and start it again.
+
+    Returns:
+        what was on disk when it was killed, and whether the second run ended well
+    """
     child = start(folder, cell)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
@@ -130,7 +137,9 @@ def main(kills: int, seed: int = 0) -> dict[str, int]:
             counts["same"] += parts == whole and len(whole) == 1
             counts["records lost or doubled"] += lines != 1
             print(
-                f"{cell.baseline:5s} {cell.student:9s} killed after {moment:4.1f} of {seconds:4.1f} s, went on from {found}: {'same' if parts == whole else 'DIFFERENT'}",
+                f"{cell.baseline:5s} {cell.student:9s} killed after {moment:4.1f} of "
+                f"{seconds:4.1f} s, went on from {found}: "
+                f"{'same' if parts == whole else 'DIFFERENT'}",
                 flush=True,
             )
     return counts

@@ -1,4 +1,7 @@
-"""DEPENDENCIES.md: what comes along with `pip install atesc`, and under which licence, from the metadata of what is installed. Run by `make licences`."""
+"""DEPENDENCIES.md: what `pip install atesc` installs, and under which licence.
+
+Read from the metadata of the installed packages. Run by `make licences`.
+"""
 
 import re
 from configparser import ConfigParser
@@ -24,12 +27,13 @@ WORDS = {  # what packages write -> licence; the first that fits counts
     "redistribution and use": BSD,
     "mit": MIT,
 }
-UNSAID = {
-    "cuda-toolkit": "NVIDIA, proprietary"
-}  # say nothing in their metadata: read in their own documentation
+UNSAID = {"cuda-toolkit": "NVIDIA, proprietary"}  # not in the metadata, but in the documentation
 FREE = {BSD, APACHE, MIT, ISC, PSF}
 LIMITED = {  # not permissive, and why they may stay
-    "NVIDIA, proprietary": "the CUDA libraries that torch's Linux wheels depend on; NVIDIA's licence lets them be used and passed on as they are. torch's CPU wheels do without",
+    "NVIDIA, proprietary": (
+        "the CUDA libraries that torch's Linux wheels depend on. NVIDIA's licence permits to use "
+        "them and to pass them on unchanged. torch's CPU wheels do not need them"
+    ),
     MPL: "copyleft for changes to the package's own files only; `atesc` changes none",
 }
 
@@ -90,38 +94,45 @@ def rows(packages: dict[str, Distribution], direct: list[str]) -> list[str]:
     ]
 
 
+TEXT = """# What `atesc` depends on
+
+Read from the metadata of what is installed, on Linux with torch's CUDA wheel, by `make licences`.
+The names in bold are those in `settings.ini`. Versions are not pinned, so `pip install --upgrade`
+brings the security fixes of a dependency.
+
+## `pip install atesc`
+
+{core}
+
+## `pip install 'atesc[notebooks]'`
+
+`atesc run`, the experiment notebooks, tables and the page *explore* need these as well. Neither
+papermill nor Jupyter brings pandas: the tables are its data frames.
+
+{extra}
+
+## Licences that are not permissive
+
+{limited}
+
+A test fails when a package has another licence, or one that cannot be read.
+
+## Known vulnerabilities
+
+`make audit` installs [pip-audit](https://pypi.org/project/pip-audit/) into an environment of its
+own and asks the Python Packaging Advisory Database about every installed package. It needs the
+network.
+"""
+
+
 def render() -> str:
     """The whole document."""
     core, extra = closure(required()), closure(required("notebooks"))
     new = {name: package for name, package in extra.items() if name not in core}
-    return "\n".join(
-        [
-            "# What `atesc` depends on",
-            "",
-            "Read from the metadata of what is installed, on Linux with torch's CUDA wheel, by `make licences`; in bold what `settings.ini` names. Versions are not pinned, so",
-            "that a security fix of a dependency arrives by `pip install --upgrade`.",
-            "",
-            "## `pip install atesc`",
-            "",
-            *rows(core, required()),
-            "",
-            "## `pip install 'atesc[notebooks]'`",
-            "",
-            "The command `atesc`, the experiment notebooks, tables and the page *explore* want these as well. pandas is the one package here that neither papermill nor Jupyter brings: the tables are its data frames.",
-            "",
-            *rows(new, required("notebooks")),
-            "",
-            "## Licences that are not permissive",
-            "",
-            *(f"- **{kind}**: {why}." for kind, why in LIMITED.items()),
-            "",
-            "A test fails when a package of another licence comes along, or of one that cannot be told.",
-            "",
-            "## Known vulnerabilities",
-            "",
-            "`make audit` installs [pip-audit](https://pypi.org/project/pip-audit/) into an environment of its own and asks the Python Packaging Advisory Database about every installed package. It needs the network.",
-            "",
-        ]
+    return TEXT.format(
+        core="\n".join(rows(core, required())),
+        extra="\n".join(rows(new, required("notebooks"))),
+        limited="\n".join(f"- **{kind}**: {reason}." for kind, reason in LIMITED.items()),
     )
 
 

@@ -1,4 +1,7 @@
-"""README.md from nbs/index.ipynb, and its figures from the committed records. Run by `make notebooks`."""
+"""README.md from nbs/index.ipynb, and its figures from the committed records.
+
+Run by `make notebooks`.
+"""
 
 from pathlib import Path
 
