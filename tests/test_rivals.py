@@ -9,7 +9,7 @@ from scipy.stats import entropy
 from sklearn.covariance import ShrunkCovariance
 
 from atesc.inside.runtime import as_config
-from atesc.method.distill import DistillConfig, distill
+from atesc.method.distill import distill
 from atesc.method.objectives import CalibratedKD
 from atesc.method.rivals import (
     CalibratedSplitter,
@@ -21,6 +21,7 @@ from atesc.method.rivals import (
     RandomSplitter,
     fit_temperature,
 )
+from atesc.method.run import DistillConfig
 from atesc.method.splitter import PGDSplitter, RadiusSplitter
 from atesc.synthesis.dfq import DFQ, DFQConfig
 from atesc.synthesis.generator import DCGANGenerator
