@@ -42,25 +42,18 @@ from atesc.method.rivals import (
 )
 from atesc.method.splitter import PGDSplitter, RadiusSplitter, radius
 from atesc.method.traps import LineUpConfig
-from atesc.study.criteria import (
-    auroc,
-    criteria_table,
-    measure_scores,
-    plot_criteria,
-    ranking,
-    scores_after,
-)
-from atesc.study.domain_eval import (
-    Yardstick,
-    domain_task,
-    evenly,
-    features_of,
-    frechet_distance,
-    plot_shift,
-    shifts,
-)
-from atesc.study.leakage import chance_level, leakage_finding, plot_leakage
+from atesc.study.criteria import auroc, measure_scores, scores_after
+from atesc.study.domain_eval import Yardstick, domain_task, evenly, features_of, frechet_distance
 from atesc.study.metrics import accuracy, evaluator, gap_closed, mislead, predict
+from atesc.study.plots import (
+    caption,
+    plot_bars,
+    plot_curves,
+    plot_dots,
+    plot_images,
+    plot_scatter,
+    save_figure,
+)
 from atesc.study.presets import (
     Preset,
     distill_config,
@@ -81,26 +74,7 @@ from atesc.study.privacy import (
     roc,
     scaled_confidence,
 )
-from atesc.study.report import (
-    caption,
-    plot_classes,
-    plot_curves,
-    plot_grid,
-    plot_images,
-    plot_radius,
-    save_figure,
-)
-from atesc.study.tables import (
-    grid_table,
-    mean_std,
-    measures,
-    select,
-    students,
-    summary_table,
-    table,
-    variants_table,
-)
-from atesc.study.variants import by_variant
+from atesc.study.query import groups, mean_std, paired, query, select
 from atesc.synthesis.batch import Pool
 from atesc.synthesis.cmi import CMI, CMIConfig
 from atesc.synthesis.dfq import DFQ, DFQConfig
@@ -561,40 +535,21 @@ CALLS = {  # mistake: (what the message must say, how it is made)
     "record_key: a list": ("record", lambda: record_key([1])),
     "as_config: an object": ("'a'", lambda: runtime.as_config({"a": object()})),
     # tables and figures
-    "measures: no records": ("records", lambda: measures([])),
-    "measures: of two kinds": (
-        "records",
-        lambda: measures([RECORD, {**RECORD, "kind": "open-set"}]),
-    ),
-    "measures: of an unknown kind": ("kind", lambda: measures([{**RECORD, "kind": "openset"}])),
-    "table: a path": ("records", lambda: table("results")),
-    "table: a data frame": ("records", lambda: table(pd.DataFrame([RECORD]))),
-    "table: unknown column": ("Did you mean 'iacc'?", lambda: table([RECORD], ["iac"])),
+    "query: a path": ("records", lambda: query("results")),
+    "query: a data frame": ("records", lambda: query(pd.DataFrame([RECORD]))),
     "select: one record, not a list": ("records", lambda: select(RECORD, seed=0)),
-    "students: paths": ("records", lambda: students(["a.jsonl", "b.jsonl"])),
-    "grid_table: one task, not a list": ("tasks", lambda: grid_table([RECORD], "a->b")),
-    "grid_table: one baseline, not a list": (
-        "baselines",
-        lambda: grid_table([RECORD], ["a->b"], "dfq"),
+    "groups: paths": ("records", lambda: groups(["a.jsonl", "b.jsonl"], "student")),
+    "paired: a path": (
+        "records",
+        lambda: paired("results", "iacc", {"method": "ckd"}, {"method": "plain"}),
     ),
-    "summary_table: one task, not a list": ("tasks", lambda: summary_table([RECORD], "a->b")),
-    "variants_table: a list": ("groups", lambda: variants_table([RECORD])),
     "mean_std: text": ("values", lambda: mean_std(["97.3"])),
     "mean_std: digits": ("digits", lambda: mean_std([97.3], -1)),
-    "by_variant: a path": ("records", lambda: by_variant("results")),
     "caption: no records": ("records", lambda: caption([])),
     "plot_curves: no records": ("records", lambda: plot_curves([])),
-    "plot_grid: no records": ("records", lambda: plot_grid([], ["a->b"])),
-    "plot_classes: no records": ("records", lambda: plot_classes([])),
-    "plot_radius: a path": ("records", lambda: plot_radius("results")),
-    "plot_shift: no records": ("records", lambda: plot_shift([])),
-    "criteria_table: no records": ("records", lambda: criteria_table([])),
-    "plot_criteria: no records": ("records", lambda: plot_criteria([])),
-    "ranking: no records": ("records", lambda: ranking([])),
-    "chance_level: no records": ("records", lambda: chance_level([])),
-    "plot_leakage: no records": ("records", lambda: plot_leakage([])),
-    "leakage_finding: no records": ("records", lambda: leakage_finding([])),
-    "shifts: unknown title": ("title", lambda: shifts([], "looks OOD")),
+    "plot_dots: no records": ("records", lambda: plot_dots([])),
+    "plot_bars: a path": ("records", lambda: plot_bars("results")),
+    "plot_scatter: no records": ("records", lambda: plot_scatter([])),
     "plot_images: no groups": ("groups", lambda: plot_images({})),
     "plot_images: a tensor": ("groups", lambda: plot_images(IMAGES)),
     "plot_images: a single image": ("cats", lambda: plot_images({"cats": IMAGES[0]})),
