@@ -67,10 +67,10 @@ def test_the_classifier_is_trained_on_train_images_only(name):
 def test_what_is_measured_adds_up(teachers):
     yardstick = Yardstick(teachers.task, teachers.sl, n=32, config=TeacherConfig(epochs=4))
     images = torch.cat([teachers.task.id.test.images[:20], teachers.task.ood.test.images[:30]])
-    point, finished_batch = yardstick.measure(teachers.ntl, images), yardstick.is_ood(images)
-    assert sum(point["classes"]) == 50 and sum(point["ood_classes"]) == finished_batch.sum()
+    point, looks_ood = yardstick.measure(teachers.ntl, images), yardstick.is_ood(images)
+    assert sum(point["classes"]) == 50 and sum(point["ood_classes"]) == looks_ood.sum()
     assert all(ood <= whole for ood, whole in zip(point["ood_classes"], point["classes"]))
-    assert point["ood"] == pytest.approx(2 * finished_batch.sum().item())
+    assert point["ood"] == pytest.approx(2 * looks_ood.sum().item())
     assert 0 <= point["ood"] <= 100 and min(point["to_id"], point["to_ood"]) >= 0
     real, sides = yardstick.real_images(), domain_task(teachers.task).id.test
     assert (100 - real["id"]["ood"] + real["ood"]["ood"]) / 2 == pytest.approx(
