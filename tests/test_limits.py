@@ -1,4 +1,4 @@
-"""The disk is full, the folder is read-only or somebody else's, memory is short: a sentence, and nothing lost."""
+"""A full disk, a folder without permission, a lack of memory: one message, and nothing is lost."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ PYTHON = [sys.executable, "-c"]
 
 
 class Full:
-    """A file on a disk that has room for so many more bytes."""
+    """A file on a disk with room for a given number of bytes."""
 
     def __init__(self, path, mode, room):
         self.file, self.room = open(path, mode), room
@@ -72,13 +72,12 @@ def test_on_a_full_disk_the_old_file_stays(writer, tmp_path, monkeypatch):
         WRITERS[writer](path)
     assert old.read_bytes() == b'{"seed": 0}\n'
     assert {file.name for file in tmp_path.iterdir()} <= {old.name, lock_of(old).name}, (
-        "nothing half written is left"
+        "no part is left"
     )
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/proc/mounts").exists(),
-    reason="mounts a file system of its own, as root",
+    os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounts a file system, as root"
 )
 def test_a_disk_that_is_really_full(tmp_path):
     if subprocess.run(
@@ -105,7 +104,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 
 def test_a_full_disk_stops_a_run_that_can_go_on(teachers, tmp_path, monkeypatch):
-    """The checkpoint of the tenth iteration is whole when that of the twentieth finds no room."""
+    """The checkpoint of iteration 10 stays complete when that of iteration 20 does not fit."""
 
     def run(path):
         dfq = DFQ(DCGANGenerator(size=8, latent_dim=8, width=8), DFQConfig(batch_size=16))
@@ -141,7 +140,7 @@ def test_a_full_disk_stops_a_run_that_can_go_on(teachers, tmp_path, monkeypatch)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, as root")
 def test_no_permission(tmp_path):
-    (tmp_path / "theirs").mkdir(mode=0o755)
+    (tmp_path / "of root").mkdir(mode=0o755)
     for folder in [tmp_path, *tmp_path.parents][:-2]:
         folder.chmod(folder.stat().st_mode | 0o055)
     code = """if True:
@@ -149,32 +148,34 @@ def test_no_permission(tmp_path):
         from atesc.inside.files import StorageError, run_dir, writable_dir, write_file
         from atesc.inside.records import append_records
         os.setuid(65534)
-        for refused in (lambda p: writable_dir(p + "/new"), run_dir, lambda p: write_file(p + "/x", "x"), lambda p: append_records(p + "/records.jsonl", [{}])):
+        for refused in (
+            lambda p: writable_dir(p + "/new"),
+            run_dir,
+            lambda p: write_file(p + "/x", "x"),
+            lambda p: append_records(p + "/records.jsonl", [{}]),
+        ):
             try:
                 refused(sys.argv[1])
             except StorageError as error:
                 print(error)
         """
-    done = subprocess.run([*PYTHON, code, tmp_path / "theirs"], capture_output=True, text=True)
-    assert (
-        done.stdout.count(
-            "no permission to write there; write elsewhere, or change the permissions"
-        )
-        == 4
-    ), done.stdout + done.stderr
-    assert not list((tmp_path / "theirs").iterdir())
+    done = subprocess.run([*PYTHON, code, tmp_path / "of root"], capture_output=True, text=True)
+    advice = "no permission to write there; write elsewhere, or change the permissions"
+    assert done.stdout.count(advice) == 4, done.stdout + done.stderr
+    assert not list((tmp_path / "of root").iterdir())
 
 
 @pytest.mark.parametrize(
-    "path, said",
-    [("/proc/atesc", "cannot be written to"), ("/dev/null/runs", "a part of the path is a file")],
+    "path, message",
+    [
+        ("/proc/atesc", "cannot be written to"),
+        ("/dev/null/runs", "out '/dev/null/runs' .*a part of the path is a file"),
+    ],
 )
-def test_folders_that_cannot_be(path, said):
-    for ask in (writable_dir, run_dir):
-        with pytest.raises(
-            StorageError, match=f"out '{path}' .*{said}" if said.startswith("a part") else said
-        ):
-            ask(path)
+def test_folders_that_cannot_be_made(path, message):
+    for make in (writable_dir, run_dir):
+        with pytest.raises(StorageError, match=message):
+            make(path)
 
 
 def test_a_folder_that_is_a_file(tmp_path):
@@ -187,9 +188,17 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 def test_two_runs_into_one_folder(tmp_path):
-    """The second is refused with one line, whether through the command or by papermill; when the first is dead, it is not."""
-    hold = "import sys, time; from atesc.inside.files import run_dir; run_dir(sys.argv[1]); print('here', flush=True); time.sleep(60)"
-    first = subprocess.Popen([*PYTHON, hold, tmp_path], stdout=subprocess.PIPE, text=True)
+    """The second run is refused with one line, unless the first one is dead."""
+    hold = """if True:
+        import sys
+        from atesc.inside.files import run_dir
+        run_dir(sys.argv[1])
+        print("here", flush=True)
+        sys.stdin.read()
+        """
+    first = subprocess.Popen(
+        [*PYTHON, hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout.readline() == "here\n"
     command = [
         *PYTHON,
@@ -217,7 +226,7 @@ def test_two_runs_into_one_folder(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-HUGE = 10**12  # images, of which no memory has room
+HUGE = 10**12  # images: more than fit into any memory
 
 
 def big(objective=None, synthetic=16, student=16):
@@ -248,7 +257,8 @@ def big(objective=None, synthetic=16, student=16):
 def test_out_of_memory_names_the_batch_size_to_try(run, name, teachers, task):
     with pytest.raises(
         OutOfMemory,
-        match=rf"out of memory with {name} = {HUGE}; try {name} = {HUGE // 2}, or smaller images and networks",
+        match=rf"out of memory with {name} = {HUGE}; try {name} = {HUGE // 2}, "
+        "or smaller images and networks",
     ):
         run(teachers.ntl, task)
     assert not teachers.ntl.training and all(
@@ -283,13 +293,14 @@ WRITE = """if True:
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(int(sys.argv[3])):
-        append_records(sys.argv[1] + "/records.jsonl", [{"experiment": "many", "seed": number, "method": sys.argv[2], "text": "x" * 200}])
+        record = {"experiment": "many", "seed": number, "method": sys.argv[2], "text": "x" * 200}
+        append_records(sys.argv[1] + "/records.jsonl", [record])
         print(number, flush=True)
     """
 
 
 def test_eight_processes_write_and_one_is_killed(tmp_path):
-    """8 x 200 records into one folder; process 3 is killed in the middle, and only what it had not written is missing."""
+    """8 x 200 records in one folder. Process 3 is killed, and only its later ones are missing."""
     command = [*PYTHON, WRITE, tmp_path]
     writers = [
         subprocess.Popen(
@@ -309,22 +320,22 @@ def test_eight_processes_write_and_one_is_killed(tmp_path):
         pass
     time.sleep(0.02)
     writers[3].kill()
-    told = [writer.communicate()[0].split() for writer in writers]
+    printed = [writer.communicate()[0].split() for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 3 + [-signal.SIGKILL] + [0] * 4
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines()
-    found = [(record["method"], record["seed"]) for record in map(json.loads, lines)]
-    assert len(set(found)) == len(found), "none is there twice"
+    written = [(record["method"], record["seed"]) for record in map(json.loads, lines)]
+    assert len(set(written)) == len(written), "no record is written twice"
     for n in range(8):
-        mine = [seed for method, seed in found if method == f"process {n}"]
-        assert mine == list(range(len(mine))), "in order, without a gap"
+        seeds = [seed for method, seed in written if method == f"process {n}"]
+        assert seeds == list(range(len(seeds))), "in order, without a gap"
         if n != 3:
-            assert len(mine) == 200
+            assert len(seeds) == 200
         else:
-            assert 61 <= len(mine) < 200 and len(mine) - 60 - len(told[3]) in (1, 2), (
-                "all that it was told are written, and at most one more"
+            assert 61 <= len(seeds) < 200 and len(seeds) - 60 - len(printed[3]) in (1, 2), (
+                "all numbers that it printed are written, and at most one more"
             )
-    assert len(load_records(tmp_path)) == len(found)
+    assert len(load_records(tmp_path)) == len(written)
     append_records(tmp_path / "records.jsonl", [{"experiment": "after"}])
     assert {file.name for file in tmp_path.iterdir()} == {"records.jsonl", ".records.jsonl.lock"}, (
-        "what the dead process had begun is cleared away"
+        "the part that the dead process left is removed"
     )
