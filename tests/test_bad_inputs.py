@@ -1,4 +1,4 @@
-"""Mistakes that users make, in one table: each ends in the package's own error, in one line, with the argument named."""
+"""Mistakes that users make: each ends in the package's own error, one line, argument named."""
 
 import math
 import os
@@ -844,7 +844,8 @@ def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, 
     "source, code, said",
     [
         (
-            "from atesc.inside.records import RecordError\nraise RecordError('x.jsonl, line 3: torn')",
+            "from atesc.inside.records import RecordError\n"
+            "raise RecordError('x.jsonl, line 3: torn')",
             2,
             "atesc: x.jsonl, line 3: torn",
         ),
@@ -937,7 +938,10 @@ def test_a_process_that_is_refused_says_one_line(args, here):
 
 
 def test_a_package_that_is_not_installed_is_one_line():
-    program = "import sys; sys.modules['papermill'] = None; from atesc.app.command import main; sys.exit(main())"
+    program = (
+        "import sys; sys.modules['papermill'] = None;"
+        " from atesc.app.command import main; sys.exit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, "run", "ood_trap"], capture_output=True, text=True
     )

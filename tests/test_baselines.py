@@ -163,7 +163,7 @@ def test_contrast_with_a_bank():
 
 
 def test_inversion_loss_by_hand(teachers):
-    """Adversarial only where both name the same class; decoys in the BatchNorm loss and their own."""
+    """Adversarial where both name the same class; decoys in the BatchNorm loss and their own."""
     images, targets = (
         torch.rand(SYNTHETIC, 3, 8, 8, requires_grad=True),
         torch.randint(4, (SYNTHETIC,)),

@@ -1,4 +1,4 @@
-"""What a run says of itself: each failure provoked at debug size, healthy runs silent, and nothing changed by looking."""
+"""What a run says of itself: failures provoked at debug size, healthy runs silent."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from atesc.teachers.networks import SmallVGG
 
 
 class Draws(nn.Module):
-    "A generator that needs no training: it draws from given images, and can but change their contrast."
+    "A generator without training: it draws from given images, and changes their contrast."
 
     def __init__(self, images):
         super().__init__()
@@ -48,7 +48,7 @@ class Stubborn(PlainKD):
 
 
 def run(teachers, which, objective, given=lambda labels: labels >= 0, iterations=40):
-    """A student at debug size, from real images of `given` labels: its result, and the warnings that its user saw."""
+    """A student from real images of `given` labels: its result, and what its user saw."""
     data = teachers.task.id.train
     generator = Draws(data.images[given(data.labels)])
     with warnings.catch_warnings(record=True) as caught:
@@ -134,7 +134,7 @@ def test_a_line_up_close_to_the_limit_is_uncertain(ratio, said, teachers, monkey
 
 @pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, DecoyEscape])
 def test_looking_changes_nothing(objective, teachers, monkeypatch):
-    """The same student, weights and BatchNorm statistics, the same teacher passes, with 20 looks and with none."""
+    """The same student, bit for bit, and the same teacher passes with 20 checks and with none."""
     looked, _ = run(teachers, "ntl", objective())
     state = torch.get_rng_state()
     looks = []
@@ -167,7 +167,7 @@ def test_a_look_draws_no_random_number_and_leaves_the_student_as_it_was():
 
 
 def test_signs_against_a_loop():
-    """Shares, distance to the nearest other image, and agreement, image by image; decoys are not among the new images."""
+    """Shares, nearest distance and agreement, image by image; decoys are not new images."""
     torch.manual_seed(1)
     decoy = torch.tensor([False] * 9 + [True] * 3)
     new = Batch(torch.rand(12, 3, 4, 4), torch.randn(12, 4), torch.zeros(12), decoy)

@@ -49,7 +49,7 @@ def stand_ins(task, root):
 
 @pytest.mark.parametrize("task", PRESETS["paper"].tasks)
 def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum, monkeypatch):
-    """Small networks at the paper's 64 pixels; only the download and the real files are missing here."""
+    """Small networks at the paper's 64 pixels; only download and real files are missing."""
     stand_ins(task, tmp_path / "data")
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
     settings = load_preset("paper", teacher_network="8 M 8 M 8", student_network="8 M 8", **TINY)
@@ -94,7 +94,7 @@ def test_the_presets_name_every_task_of_the_study():
 
 
 def test_a_grid_goes_on_where_it_stopped(preset, tmp_path, monkeypatch):
-    """Interrupted after two students: they are kept, and a second call runs the other two, on the teachers that were kept."""
+    """Interrupted after two students: a second call runs the other two, on the same teachers."""
     from atesc.study import grid as experiment
 
     cells = plan_grid(["debug->debug_ood"], [0], ["dfq"])

@@ -1,4 +1,4 @@
-"""The face of the package: about fifteen names, imported when used, documented where a user looks."""
+"""The face of the package: fifteen names, imported when used, explained by help()."""
 
 import ast
 import inspect

@@ -181,7 +181,7 @@ def test_ntl_teachers_on_record_serve_id_and_fail_ood(record):
 
 
 def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
-    """Built, installed without the checkout, imported, listed and run. Dependencies are borrowed, not downloaded."""
+    """Built, installed without the checkout, imported, listed and run; dependencies borrowed."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy]
     subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
