@@ -1,13 +1,18 @@
-# `make reproduce` and `make test` are all that a bare machine needs: each sets up .venv by itself, once.
+# `make reproduce` and `make test` set up .venv by themselves, once.
 PYTHON ?= python3
 SEEDS ?= 0 1 2 3 4
-STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist close_set/mnist_m open_set/mnist backdoor/mnist open_set/cifar10 backdoor/cifar10
+STUDY ?= close_set/digits open_set/digits backdoor/digits close_set/mnist close_set/mnist_m \
+  open_set/mnist backdoor/mnist open_set/cifar10 backdoor/cifar10
 BIN := .venv/bin
 READY := .venv/.ready
 
 ANALYSES := synthetic_shift split_content split_criteria failures privacy
 VARIANTS := ckd_only forgetting overhead generators
-.PHONY: help setup reproduce test test-browser lab results study recipe analyses notebooks licences audit clean
+# Fast and broad: the notebooks as files, the face, the command line, splits, tasks and queries.
+QUICK := workbook face bad_inputs objectives splitter tasks query
+.PHONY: help setup reproduce lint quick test test-browser lab results study recipe analyses \
+  notebooks licences audit clean
+
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,7 +29,14 @@ $(READY): Makefile settings.ini setup.py pyproject.toml
 reproduce: $(READY) ## the main job: table, figures and records under runs/ood_trap/digits/seed-0
 	$(BIN)/atesc run ood_trap --preset digits --seed 0 --out runs/ood_trap/digits/seed-0
 
-test: $(READY) ## all notebooks, then all tests (export drift among them)
+lint: $(READY) ## ruff on notebooks, tests and tools: names, imports, format
+	$(BIN)/ruff check --quiet --extend-ignore E501 .
+	$(BIN)/ruff format --quiet --check .
+
+quick: lint ## a smoke in a minute and a half: lint, export drift, fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(QUICK:%=tests/test_%.py)
+
+test: lint ## lint, all notebooks, then all tests (export drift among them)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --path nbs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,21 +62,24 @@ results: $(READY) ## regenerate the committed records, one run a seed
 	$(BIN)/python tools/keep_outputs.py runs/results/ood_trap/seed-0/ood_trap.ipynb nbs/experiments/ood_trap.ipynb
 	$(BIN)/python tools/keep_outputs.py runs/results/bench/bench.ipynb nbs/experiments/bench.ipynb
 
-# The three notebooks are run once more at the end, when nothing is left to distil: they show what is in results/.
-study: $(READY) ## all tasks, baselines and students, in hours; goes on where it stopped; wants MNIST, MNIST-M and CIFAR-10
+# The last run distils nothing: the notebook shows the records of all three kinds.
+study: $(READY) ## all tasks, baselines and students, in hours; goes on where it stopped; wants data
 	set -e; for run in $(STUDY); do \
-	  seeds=1; [ $${run#*/} != digits ] || seeds=3; \
-	  $(BIN)/atesc run $${run%/*} --preset $${run#*/} --out runs/results/$$run -p seeds $$seeds; \
-	  [ $$run != close_set/mnist ] || $(BIN)/atesc run close_set --preset mnist --out runs/results/$$run -p seeds 3 -p students sl-plain -p task 'mnist->mnist_m'; \
+	  kind=$$(echo $${run%/*} | tr _ -); preset=$${run#*/}; \
+	  seeds=1; [ $$preset != digits ] || seeds=3; \
+	  study="$(BIN)/atesc run study --preset $$preset --out runs/results/$$run"; \
+	  $$study -p kind $$kind -p seeds $$seeds; \
+	  [ $$run != close_set/mnist ] || $$study -p task 'mnist->mnist_m' -p seeds 3 -p students sl-plain; \
 	  mkdir -p results/$$run; \
 	  cp runs/results/$$run/records.jsonl results/$$run/; \
 	done
-	set -e; for experiment in close_set open_set backdoor; do \
-	  $(BIN)/atesc run $$experiment --preset digits --out runs/results/$$experiment/digits; \
-	  $(BIN)/python tools/keep_outputs.py runs/results/$$experiment/digits/$$experiment.ipynb nbs/experiments/$$experiment.ipynb; \
-	done
+	mkdir -p runs/results/study
+	cat results/close_set/digits/records.jsonl results/open_set/digits/records.jsonl \
+	  results/backdoor/digits/records.jsonl > runs/results/study/records.jsonl
+	$(BIN)/atesc run study --preset digits --out runs/results/study
+	$(BIN)/python tools/keep_outputs.py runs/results/study/study.ipynb nbs/experiments/study.ipynb
 
-recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or two; goes on where it stopped
+recipe: $(READY) ## what was tried for the defaults, in an hour or two; goes on where it stopped
 	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe
 	mkdir -p results/recipe
 	cp runs/results/recipe/records.jsonl results/recipe/
@@ -72,20 +87,27 @@ recipe: $(READY) ## what was tried on the way to ATEsc's defaults, in an hour or
 
 # Analyses of variants take over students that another one has distilled.
 analyses: $(READY) ## one notebook a claim, in about three hours; goes on where it stopped
-	set -e; for name in $(ANALYSES); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits; done
-	set -e; for name in $(VARIANTS); do $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits -p shared runs/results; done
+	set -e; for name in $(ANALYSES); do \
+	  $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits; \
+	done
+	set -e; for name in $(VARIANTS); do \
+	  $(BIN)/atesc run $$name --preset digits --out runs/results/$$name/digits -p shared runs/results; \
+	done
 	set -e; for name in $(ANALYSES) $(VARIANTS); do \
 	  mkdir -p results/$$name/digits; \
 	  cp runs/results/$$name/digits/records.jsonl results/$$name/digits/; \
-	  $(BIN)/python tools/keep_outputs.py runs/results/$$name/digits/$$name.ipynb nbs/experiments/$$name.ipynb; \
+	  $(BIN)/python tools/keep_outputs.py runs/results/$$name/digits/$$name.ipynb \
+	    nbs/experiments/$$name.ipynb; \
 	done
 	$(BIN)/atesc run report --preset digits --out runs/results/report
 	$(BIN)/python tools/keep_outputs.py runs/results/report/report.ipynb nbs/experiments/report.ipynb
 
-notebooks: $(READY) ## after an edit: export, run the notebooks with their outputs, render the README, clean
+notebooks: $(READY) ## after an edit: export, run the notebooks, render the README, clean
 	$(BIN)/python tools/export.py
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/*/[0-9]*.ipynb nbs/index.ipynb
-	for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do $(BIN)/python tools/keep_outputs.py $$notebook $$notebook; done
+	set -e; for notebook in nbs/*/[0-9]*.ipynb nbs/index.ipynb; do \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$notebook; \
+	  $(BIN)/python tools/keep_outputs.py $$notebook $$notebook; \
+	done
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/render_readme.py
 
@@ -95,7 +117,8 @@ licences: $(READY) ## DEPENDENCIES.md, from what is installed
 audit: $(READY) ## are vulnerabilities known of what is installed? Wants the network
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/pip install --quiet pip-audit
-	.venv/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+	.venv/audit/bin/pip-audit --skip-editable --path \
+	  $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 clean: ## remove what was installed and made; data/ and results/ stay
 	rm -rf .venv runs build dist *.egg-info
