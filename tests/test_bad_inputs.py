@@ -43,7 +43,13 @@ from atesc.method.rivals import (
 from atesc.method.splitter import PGDSplitter, RadiusSplitter, radius
 from atesc.method.traps import LineUpConfig
 from atesc.study.criteria import auroc, measure_scores, scores_after
-from atesc.study.domain_eval import Yardstick, domain_task, evenly, features_of, frechet_distance
+from atesc.study.domain_eval import (
+    DomainEvaluator,
+    domain_task,
+    evenly,
+    features_of,
+    frechet_distance,
+)
 from atesc.study.metrics import accuracy, evaluator, gap_closed, mislead, predict
 from atesc.study.plots import (
     caption,
@@ -581,9 +587,15 @@ CALLS = {  # mistake: (what the message must say, how it is made)
         "linear layer",
         lambda: features_of(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), IMAGES),
     ),
-    "Yardstick: one image": ("n ", lambda: Yardstick(TASK, NET, n=1)),
-    "Yardstick: a name for a task": ("task", lambda: Yardstick("digits->digits_photo", NET)),
-    "Yardstick: a class for a teacher": ("sl_teacher", lambda: Yardstick(TASK, SmallVGG)),
+    "DomainEvaluator: one image": ("n ", lambda: DomainEvaluator(TASK, NET, n=1)),
+    "DomainEvaluator: a name for a task": (
+        "task",
+        lambda: DomainEvaluator("digits->digits_photo", NET),
+    ),
+    "DomainEvaluator: a class for a teacher": (
+        "sl_teacher",
+        lambda: DomainEvaluator(TASK, SmallVGG),
+    ),
     "scores_after: a name for a splitter": (
         "splitter",
         lambda: scores_after("radius", NET, IMAGES, IMAGES),
@@ -705,7 +717,7 @@ def test_the_table_is_as_long_as_it_says():
 
 
 RUN = ["run", "ood_trap", "--preset", "debug"]
-REFUSED = {  # what is typed -> what the line says
+REFUSED = {  # what is typed -> a part of the message
     "no command": ([], "required: list|run"),
     "an unknown command": (["rnu"], "'rnu'"),
     "an empty command": ([""], "''"),
@@ -828,20 +840,21 @@ def typed(args, capsys):
 
 @pytest.mark.parametrize("mistake", REFUSED)
 def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, here, capsys):
-    args, said = REFUSED[mistake]
+    args, text = REFUSED[mistake]
     code, lines = typed(args, capsys)
     assert code == 2 and len(lines) == 1, lines
     assert (
         lines[0].startswith("atesc: ")
-        and said in lines[0]
+        and text in lines[0]
         and lines[0].isprintable()
         and len(lines[0]) < 420
     ), lines
     assert os.listdir(here) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "source, code, said",
+    "source, code, message",
     [
         (
             "from atesc.inside.records import RecordError\n"
@@ -864,7 +877,7 @@ def test_a_command_line_that_is_refused_is_one_line_and_writes_nothing(mistake, 
         ("import os\nos.kill(os.getpid(), 9)", 1, "atesc: the notebook failed: its process died"),
     ],
 )
-def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, monkeypatch):
+def test_a_notebook_that_fails_is_one_line(source, code, message, here, capsys, monkeypatch):
     cells = [
         nbformat.v4.new_code_cell(
             'preset: str = "debug"\nseed: int = 0\nout: str = ""', metadata={"tags": ["parameters"]}
@@ -883,7 +896,7 @@ def test_a_notebook_that_fails_is_one_line(source, code, said, here, capsys, mon
         "atesc.app.run.experiments", lambda: {"failing": here / "nbs/failing.ipynb"}
     )
     got, lines = typed(["run", "failing", "--out", "o"], capsys)
-    assert got == code and len(lines) == 1 and lines[0].startswith(said), lines
+    assert got == code and len(lines) == 1 and lines[0].startswith(message), lines
     assert sorted(os.listdir(here)) == ["nbs", "o"] and sorted(os.listdir(here / "o")) == [
         ".failing.ipynb.lock",
         "failing.ipynb",
@@ -917,6 +930,7 @@ def process(args, shell="", **more):
     return done.returncode, done.stdout.decode(), done.stderr.decode().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -937,6 +951,7 @@ def test_a_process_that_is_refused_says_one_line(args, here):
     assert os.listdir(here) == []
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed_is_one_line():
     program = (
         "import sys; sys.modules['papermill'] = None;"
@@ -952,6 +967,7 @@ def test_a_package_that_is_not_installed_is_one_line():
     )
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_is_printed(here):
     assert process(["list"], "| head -0; exit ${PIPESTATUS[0]}", cwd=here) == (141, "", [])
     assert process(["list"], ">&-", cwd=here) == (0, "", [])
@@ -959,6 +975,7 @@ def test_nobody_reads_what_is_printed(here):
     assert (code, out, len(lines)) == (1, "", 1) and "No space left on device" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, wait", [(["list"], 0.7), ([*RUN, "--out", "o", "-p", "iterations", "100000"], None)]
 )

@@ -11,7 +11,7 @@ from atesc.data.domains import ImageSet
 from atesc.data.tasks import load_task
 from atesc.inside.errors import ConfigError
 from atesc.study.domain_eval import (
-    Yardstick,
+    DomainEvaluator,
     domain_classifier,
     domain_task,
     evenly,
@@ -65,20 +65,20 @@ def test_the_classifier_is_trained_on_train_images_only(name):
 
 
 def test_what_is_measured_adds_up(teachers):
-    yardstick = Yardstick(teachers.task, teachers.sl, n=32, config=TeacherConfig(epochs=4))
+    evaluator = DomainEvaluator(teachers.task, teachers.sl, n=32, config=TeacherConfig(epochs=4))
     images = torch.cat([teachers.task.id.test.images[:20], teachers.task.ood.test.images[:30]])
-    point, looks_ood = yardstick.measure(teachers.ntl, images), yardstick.is_ood(images)
+    point, looks_ood = evaluator.measure(teachers.ntl, images), evaluator.is_ood(images)
     assert sum(point["classes"]) == 50 and sum(point["ood_classes"]) == looks_ood.sum()
     assert all(ood <= whole for ood, whole in zip(point["ood_classes"], point["classes"]))
     assert point["ood"] == pytest.approx(2 * looks_ood.sum().item())
     assert 0 <= point["ood"] <= 100 and min(point["to_id"], point["to_ood"]) >= 0
-    real, sides = yardstick.real_images(), domain_task(teachers.task).id.test
+    real, sides = evaluator.real_images(), domain_task(teachers.task).id.test
     assert (100 - real["id"]["ood"] + real["ood"]["ood"]) / 2 == pytest.approx(
-        accuracy(yardstick.judge, sides), abs=1e-3
+        accuracy(evaluator.classifier, sides), abs=1e-3
     )
 
 
 def test_images_of_a_domain_are_near_it(teachers):
-    yardstick = Yardstick(teachers.task, teachers.sl, n=32, config=TeacherConfig(epochs=1))
-    same = yardstick.distances(teachers.task.ood.train.images)
+    evaluator = DomainEvaluator(teachers.task, teachers.sl, n=32, config=TeacherConfig(epochs=1))
+    same = evaluator.distances(teachers.task.ood.train.images)
     assert same["to_ood"] == pytest.approx(0, abs=1e-6) and same["to_id"] > 0
