@@ -7,16 +7,16 @@ from atesc.inside.runtime import as_config
 from atesc.method.rivals import FeatureSplitter, RandomSplitter
 from atesc.method.splitter import PGDSplitter, RadiusSplitter
 from atesc.study.criteria import (
+    CRITERIA,
     auroc,
     best_settings,
     candidates,
-    criteria_table,
     measure_scores,
-    of_criterion,
-    ranking,
     scores_after,
     scoring,
+    splitter_of,
 )
+from atesc.study.query import GAP, query
 
 EVERY = [splitter for some in candidates() for splitter in some]
 
@@ -86,7 +86,7 @@ def test_a_setting_is_chosen_by_its_mean_over_seeds():
     assert chosen[0] == candidates()[0][0], "of equals the first"
     low = [
         student(PGDSplitter(2 / 255), 60.0, mislead=0.0),
-        *(r for r in tried if r not in of_criterion(tried, "PGDSplitter")),
+        *(r for r in tried if splitter_of(r)["type"] != "PGDSplitter"),
     ]
     low += [student(PGDSplitter(eps / 255), 99.0, mislead=100.0) for eps in (4, 8)]
     assert best_settings(low)[1] == PGDSplitter(2 / 255), "IAcc is not all"
@@ -98,10 +98,8 @@ def test_a_table_with_gaps():
         student(RandomSplitter(RadiusSplitter(2.0)), 90.0),
         student(None, 70.0, method="plain"),
     ]
-    shown = criteria_table(records).set_index("criterion")
-    assert (
-        shown.loc["random, same size", "setting"] == "factor 2"
-        and shown.loc["random, same size", "IAcc %"] == "90.0"
-    )
-    assert shown.loc["PGD", "IAcc %"] == "–" and shown.loc["(plain KD, SL teacher)", "seeds"] == "–"
-    assert "IAcc %: random, same size 90.0, first-order radius 80.0;" in ranking(records)
+    rows = {"criterion": lambda record: (splitter_of(record) or {"type": "none"})["type"]}
+    shown = query(records, rows, levels={"criterion": ["none", *CRITERIA]})
+    assert list(shown.index) == ["none", *CRITERIA]
+    assert shown.loc["RandomSplitter", "IAcc %"] == "90.0"
+    assert shown.loc["PGDSplitter"].tolist() == [GAP, GAP, GAP] and shown.loc["none", "n"] == 1
