@@ -30,7 +30,7 @@ reproduce: $(READY) ## the main job: table, figures and records under runs/ood_t
 	$(BIN)/atesc run ood_trap --preset digits --seed 0 --out runs/ood_trap/digits/seed-0
 
 lint: $(READY) ## ruff on notebooks, tests and tools: names, imports, format
-	$(BIN)/ruff check --quiet --extend-ignore E501 .
+	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 
 quick: lint ## a smoke in a minute and a half: lint, export drift, fast tests

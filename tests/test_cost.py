@@ -35,7 +35,7 @@ EXAMINED = 2 * (TWO + NOISE + 2)  # these, noise, black and white, twice
 def test_passes_of_an_iteration(objective, gradients, teachers):
     student, generator = SmallVGG("8 M 8", 4), DCGANGenerator(size=8, latent_dim=16, width=8)
     config = DistillConfig(student_steps=STEPS, batch_size=BATCH)
-    with count_passes(student) as mine, count_passes(generator) as made:
+    with count_passes(student) as learned, count_passes(generator) as made:
         result = distill(
             teachers.ntl,
             student,
@@ -49,7 +49,7 @@ def test_passes_of_an_iteration(objective, gradients, teachers):
     )
     assert made.forward == ITERATIONS * SYNTHETIC + TWO
     adversarial = ITERATIONS * SYNTHETIC
-    assert mine == Passes(
+    assert learned == Passes(
         forward=ITERATIONS * STEPS * BATCH + adversarial + EXAMINED + SNAPSHOTS,
         backward=ITERATIONS * STEPS * BATCH + adversarial,
     )

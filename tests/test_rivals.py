@@ -75,7 +75,7 @@ def test_the_temperature_is_the_root_that_scipy_finds():
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5])
 def test_feature_distances_are_those_of_a_fit_by_sklearn(shrinkage, teachers):
-    """Everything at once, nothing forgotten: scatter within classes, shrunk, and the distance to the nearest class mean."""
+    """Scatter within classes, shrunk, and the distance to the nearest class mean, on one batch."""
     images = teachers.task.id.train.images
     splitter = FeatureSplitter(near=False, shrinkage=shrinkage, memory=10**9, min_images=1.0)
     with frozen(teachers.sl), torch.no_grad():
@@ -96,9 +96,9 @@ def test_feature_distances_are_those_of_a_fit_by_sklearn(shrinkage, teachers):
 def test_old_images_fade_from_the_class_means():
     splitter = FeatureSplitter(near=False, memory=10)
     one = torch.ones(100, 1).double()
-    splitter.learn(torch.randn(100, 2).double() + 50, one)
-    splitter.learn(torch.randn(100, 2).double(), one)
-    distance = splitter.judge(torch.tensor([[0.0, 0.0], [50.0, 50.0]]).double(), None)
+    splitter.update(torch.randn(100, 2).double() + 50, one)
+    splitter.update(torch.randn(100, 2).double(), one)
+    distance = splitter.rate(torch.tensor([[0.0, 0.0], [50.0, 50.0]]).double(), None)
     assert distance[0] < distance[1]
 
 
@@ -107,7 +107,7 @@ def test_two_classes_have_one_order_whatever_the_temperature():
     splitter = CalibratedSplitter()
     splitter.temperature = torch.tensor(7.0)
     assert torch.equal(
-        splitter.judge(logits, None).argsort(),
+        splitter.rate(logits, None).argsort(),
         ConfidenceSplitter().score(None, None, logits).argsort(),
     )
 
@@ -119,12 +119,10 @@ def test_two_classes_have_one_order_whatever_the_temperature():
 )
 def test_chance_takes_as_many_as_the_other_but_not_the_same(other, teachers):
     images = torch.rand(200, 3, 8, 8)
-    theirs, ours = (
-        other(teachers.ntl, images).robust,
-        RandomSplitter(other)(teachers.ntl, images).robust,
-    )
-    assert ours.sum() == theirs.sum()
-    assert theirs.all() or not theirs.any() or not torch.equal(ours, theirs)
+    robust = other(teachers.ntl, images).robust
+    drawn = RandomSplitter(other)(teachers.ntl, images).robust
+    assert drawn.sum() == robust.sum()
+    assert robust.all() or not robust.any() or not torch.equal(drawn, robust)
 
 
 def test_where_the_other_takes_none_chance_takes_none(teachers):
@@ -137,12 +135,12 @@ def test_where_the_other_takes_none_chance_takes_none(teachers):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_run_depends_on_itself_alone(kind, teachers):
-    """The same splitter object twice: what it kept of the first run is forgotten, and the second one is the same."""
+    """The same splitter twice: its first run is forgotten, and the second one is the same."""
     splitter, before = kind(), as_config(kind())
     first, second = (run(teachers.ntl, splitter) for _ in range(2))
     for a, b in zip(first.student.state_dict().values(), second.student.state_dict().values()):
         assert torch.equal(a, b)
-    assert as_config(splitter) == before, "what a splitter keeps is no setting"
+    assert as_config(splitter) == before, "estimates are no settings"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if issubclass(kind, LearningSplitter)])
@@ -150,10 +148,10 @@ def test_splitting_images_leaves_a_run_under_way_alone(kind, teachers):
     splitter, images = kind(), torch.rand(16, 3, 8, 8)
     splitter.start()
     with frozen(teachers.ntl):
-        splitter.learn(*splitter.look(teachers.ntl, images, teachers.ntl(images)))
-    kept = {
+        splitter.update(*splitter.measure(teachers.ntl, images, teachers.ntl(images)))
+    before = {
         name: value for name, value in vars(splitter).items() if isinstance(value, torch.Tensor)
     }
-    assert kept
+    assert before
     splitter(teachers.ntl, torch.rand(8, 3, 8, 8))
-    assert all(torch.equal(value, getattr(splitter, name)) for name, value in kept.items())
+    assert all(torch.equal(value, getattr(splitter, name)) for name, value in before.items())

@@ -1,4 +1,4 @@
-"""The split against two independent attack libraries, what it costs in passes, and what it must leave alone."""
+"""The split against two independent attack libraries, its cost in passes, what it leaves alone."""
 
 import numpy as np
 import pytest
@@ -94,19 +94,20 @@ def test_agrees_with_torchattacks_at_less_than_half_of_its_passes(digits, trappe
     attack = torchattacks.PGD(teacher, eps=eps, alpha=eps / 4, steps=10, random_start=True)
     splitter = PGDSplitter(eps=eps, step_size=eps / 4, steps=10)
     with frozen(teacher):
-        with count_passes(teacher) as theirs:
+        with count_passes(teacher) as reference:
             torch.manual_seed(1)
             with torch.no_grad():
                 labels = teacher(images).argmax(1)
             attacked = attack(images, labels)
             with torch.no_grad():
                 flipped = teacher(attacked).argmax(1) != labels
-        with count_passes(teacher) as ours:
+        with count_passes(teacher) as passes:
             torch.manual_seed(1)
             fragile = splitter(teacher, images).fragile
     assert 0.05 < flipped.float().mean() < 0.95
     assert (flipped == fragile).float().mean() >= 0.995
-    assert theirs.forward + theirs.backward > 2 * (ours.forward + ours.backward), (theirs, ours)
+    costs = [counted.forward + counted.backward for counted in (reference, passes)]
+    assert costs[0] > 2 * costs[1], costs
 
 
 def test_an_attack_gives_up_only_what_is_out_of_reach(digits, monkeypatch):
@@ -189,8 +190,8 @@ def test_the_first_order_radius_orders_like_the_sweep(digits, trapped):
 def test_the_sweep_skips(digits):
     teacher, images = digits
     with count_passes(teacher) as passes:
-        found = radius(teacher, images)
-    reached = sum(int((found >= eps - 1e-9).sum()) for eps in GRID)
+        radii = radius(teacher, images)
+    reached = sum(int((radii >= eps - 1e-9).sum()) for eps in GRID)
     assert passes.backward < 0.8 * 3 * reached, (
         "three gradients at each eps up to the one that flips would be the plain sweep"
     )

@@ -120,9 +120,7 @@ def test_distillation_teaches(teachers):
             return kl_divergence(teacher(images), student(images)).mean().item()
 
     before = distance(synthesizer.sample(256))
-    distill(
-        teacher, student, synthesizer=synthesizer, objective=PlainKD(), iterations=40
-    )
+    distill(teacher, student, synthesizer=synthesizer, objective=PlainKD(), iterations=40)
     assert distance(synthesizer.sample(256)) < 0.5 * before
 
 

@@ -1,8 +1,8 @@
 """migrate_records.py FILE...: give records of the escape by decoys their new name.
 
 Until version 0.1 `ATEsc` was the escape by decoys. It is `DecoyEscape` now, and `ATEsc` is the
-paper's scheme. Numbers stay. A record that was changed says so in its field `migrated`. Records that
-are up to date are left alone, and so is a variant that is gone ("by image").
+paper's scheme. Numbers stay. A record that was changed says so in its field `migrated`.
+Records that are up to date are left alone, and so is a variant that is gone ("by image").
 """
 
 import json
