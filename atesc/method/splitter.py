@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SLACK', 'GRID', 'Split', 'SplitWarning', 'Splitter', 'margin', 'soft_margin', 'ascend',
            'clean_gradient', 'reachable', 'pgd_margin', 'PGDSplitter', 'first_order_radius',
-           'sweep', 'radius', 'typical_score', 'RadiusSplitter']
+           'sweep', 'radius', 'typical', 'RadiusSplitter']
 
 # %% ../../nbs/method/01_splitter.ipynb #c003
 import warnings
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,21 +47,32 @@ class Splitter:
     "Splits images by what the teacher does with them; a subclass has a score and a threshold."
 
     ENOUGH = 8  # a warning is given from so many images on, if all are in one group
-    ADVICE = {
+    ADVICE = {  # by the group that all images are in
         "fragile": "its threshold is too high for them",
         "robust": "its threshold is too low for them",
-    }  # by the group of all images
+    }
+    STATE: ClassVar[tuple[str, ...]] = ()  # names of attributes that images change; None at first
     adapts = False  # whether the threshold follows the teacher; then one group may be all there is
 
     def start(self) -> None:
-        "Forget all images so far, before a run; most splitters remember none."
+        "Forget all images so far, before a run."
+        for name in self.STATE:
+            setattr(self, name, None)
+
+    def fresh_copy(self) -> "Splitter":
+        "A copy that has seen no image."
+        other = copy(self)
+        other.start()
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         "What is known of the images so far, as tensors and plain data."
-        return {}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go back to what `state_dict` gave."
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """Scores [N] of images, higher for more robust ones.
@@ -77,7 +89,7 @@ class Splitter:
         raise NotImplementedError
 
     def __call__(self, teacher: nn.Module, images: Tensor) -> Split:
-        """Split images, with these images' own threshold.
+        """Split images by what they alone show; a run that is under way is not disturbed.
 
         Args:
             teacher: any classifier; mode and gradients are restored
@@ -86,11 +98,12 @@ class Splitter:
         Raises:
             InputError: the images do not fit, or the teacher returns no finite logits
         """
+        fresh = self.fresh_copy()
         images = check_not_empty("images", check_images(images)).detach().requires_grad_()
         with frozen(check_is("teacher", teacher, nn.Module)), torch.enable_grad():
             logits = refuse_probabilities(checked_logits(teacher, images, "teacher"), "teacher")
-            score = self.score(teacher, images, logits)
-        split = Split(score < self.threshold(score, logits.argmax(1)), score)
+            score = fresh.score(teacher, images, logits)
+        split = Split(score < fresh.threshold(score, logits.argmax(1)), score)
         in_one = split.fragile.all() or split.robust.all()
         if in_one and not self.adapts and len(images) >= self.ENOUGH:
             group = "fragile" if split.fragile.all() else "robust"
@@ -366,7 +379,7 @@ def radius(
         return sweep(teacher, images, labels, torch.tensor(grid, device=images.device), steps)
 
 # %% ../../nbs/method/01_splitter.ipynb #s024
-def typical_score(scores: Tensor, labels: Tensor, min_images: int = 8) -> Tensor:
+def typical(scores: Tensor, labels: Tensor, min_images: int = 8) -> Tensor:
     """Median over classes of the class medians.
 
     Args:
@@ -420,4 +433,4 @@ class RadiusSplitter(Splitter):
 
     def threshold(self, scores: Tensor, labels: Tensor) -> Tensor:
         "`factor` times the typical radius."
-        return self.factor * typical_score(scores, labels, self.min_images)
+        return self.factor * typical(scores, labels, self.min_images)

@@ -27,7 +27,6 @@ from atesc.method.rivals import (
     FeatureSplitter,
     GradientSplitter,
     LearningSplitter,
-    fresh_copy,
 )
 from ..method.splitter import PGDSplitter, RadiusSplitter, Splitter
 from .domain_eval import evenly
@@ -117,7 +116,7 @@ def scores_after(
     Returns:
         [N]
     """
-    splitter, scores = fresh_copy(check_is("splitter", splitter, Splitter)), []
+    splitter, scores = check_is("splitter", splitter, Splitter).fresh_copy(), []
     learns = isinstance(splitter, LearningSplitter)
     with frozen(teacher), torch.enable_grad():
         for part in seen.split(batch) if learns else ():

@@ -73,19 +73,16 @@ class Pool:
 
     def add(self, batch: Batch) -> None:
         "Add images; the newest replace the oldest."
-        if len(batch) > self.capacity:
-            raise ConfigError(
-                f"a pool of {self.capacity} images cannot take a batch of {len(batch)}"
-            )
-        parts = vars(batch)
+        n, parts = len(batch), vars(batch)
+        if n > self.capacity:
+            raise ConfigError(f"a pool of {self.capacity} images cannot take a batch of {n}")
         if self.ring is None:
             empty = (x.new_empty(self.capacity, *x.shape[1:]) for x in parts.values())
             self.ring = Batch(*empty)
-        last = self.added + len(batch)
-        places = torch.arange(self.added, last, device=batch.images.device) % self.capacity
+        places = torch.arange(n, device=batch.images.device).add(self.added) % self.capacity
         for name, values in parts.items():
             getattr(self.ring, name)[places] = values.detach()
-        self.added = last
+        self.added += n
 
     def contents(self) -> Batch:
         "All images, as a view."

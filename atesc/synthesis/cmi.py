@@ -93,6 +93,8 @@ class Contrast:
 class CMIConfig:
     """A round of contrastive model inversion.
 
+    `fresh` may also be "always": a new generator in each round, decoys or not.
+
     Raises:
         ConfigError: a setting is of the wrong type or out of range
     """
@@ -110,9 +112,7 @@ class CMIConfig:
     pad: int = 1  # pixels by which the first view is moved, each way
     scale: float = 0.25  # smallest share of the image's area in the second view
     flip: bool = False  # mirror half of the views; wrong for digits
-    fresh: bool | str = (
-        True  # a new generator in each round: True: unless there are decoys; "always"
-    )
+    fresh: bool | str = True  # a new generator in each round; True: unless there are decoys
 
     def __post_init__(self):
         check_types(self)
@@ -142,8 +142,6 @@ class CMI(Inversion):
             place
         config: of a round
     """
-
-    name = "cmi"
 
     def __init__(self, generator: nn.Module, config: CMIConfig = CMIConfig()):
         super().__init__(check_latent(generator, "CMI"), check_is("config", config, CMIConfig))

@@ -17,7 +17,7 @@ from ..inside.checks import check_is, check_range, check_types
 from .batch import Batch
 from .generator import check_classes, check_latent, synthesise
 from .losses import balance, descend, kl_divergence
-from .protocol import GeneratorSynthesizer, Judge, scored_batch, with_decoys
+from .protocol import BaseSynthesizer, Judge, scored_batch, with_decoys
 from ..teachers.observation import Observation, frozen, observe
 
 # %% ../../nbs/synthesis/06_dfq.ipynb #d006
@@ -44,15 +44,13 @@ class DFQConfig:
         check_range("DFQConfig.batch_size", self.batch_size, 2)
 
 # %% ../../nbs/synthesis/06_dfq.ipynb #c015dfq
-class DFQ(GeneratorSynthesizer):
+class DFQ(BaseSynthesizer):
     """Generator training of data-free quantisation (CVPR Workshops 2020), used for distillation.
 
     Args:
         generator: anything that `synthesise` takes; trained in place
         config: loss weights and optimizer
     """
-
-    name = "dfq"
 
     def __init__(self, generator: nn.Module, config: DFQConfig = DFQConfig()):
         super().__init__(check_latent(generator, "DFQ"), check_is("config", config, DFQConfig))

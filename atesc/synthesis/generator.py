@@ -208,11 +208,9 @@ def check_classes(generator: nn.Module, logits: Tensor) -> None:
     Raises:
         ConfigError: they differ
     """
-    if is_conditional(generator) and generator.num_classes != logits.shape[1]:
-        raise ConfigError(
-            f"the generator makes images of {generator.num_classes} classes, "
-            f"the teacher has {logits.shape[1]}"
-        )
+    k = logits.shape[1]
+    if is_conditional(generator) and (own := generator.num_classes) != k:
+        raise ConfigError(f"the generator makes images of {own} classes, the teacher has {k}")
 
 # %% ../../nbs/synthesis/03_generator.ipynb #g023
 def check_latent(generator: nn.Module, baseline: str) -> nn.Module:
@@ -227,20 +225,16 @@ def check_latent(generator: nn.Module, baseline: str) -> nn.Module:
         WrongType: it is no network with a method `latent`
     """
     if check_generator(generator).latent(0).shape[1] == 0:
-        raise ConfigError(
-            f"{baseline} draws latent vectors, and {type(generator).__name__} has none: "
-            "its noise lies in layers that only NAYER renews"
-        )
+        why = f"{type(generator).__name__} has none: its noise is in layers that only NAYER renews"
+        raise ConfigError(f"{baseline} draws latent vectors, and {why}")
     return generator
 
 
 def check_generator(generator: nn.Module) -> nn.Module:
     "The generator, unchanged; `WrongType` unless it is a network with a method `latent`."
     if not callable(getattr(check_is("generator", generator, nn.Module), "latent", None)):
-        raise WrongType(
-            "generator must have a method latent(n), which makes its input; "
-            f"{type(generator).__name__} has none"
-        )
+        kind = type(generator).__name__
+        raise WrongType(f"generator must have a method latent(n) for its input; {kind} has none")
     return generator
 
 # %% ../../nbs/synthesis/03_generator.ipynb #g0245
@@ -249,9 +243,9 @@ def check_labels(labels: Tensor, n: int, num_classes: int) -> Tensor:
     check_is("labels", labels, Tensor)
     fit = labels.shape == (n,) and labels.dtype == torch.long
     if not fit or ((labels < 0) | (labels >= num_classes)).any():
+        got = f"{list(labels.shape)} {brief(labels.tolist())}"
         raise InputError(
-            f"labels must be {n} of dtype int64, from 0 to {num_classes - 1}; "
-            f"got {list(labels.shape)} {brief(labels.tolist())}"
+            f"labels must be {n} of dtype int64, from 0 to {num_classes - 1}; got {got}"
         )
     return labels
 
@@ -277,10 +271,8 @@ def synthesise(
     check_range("n", n, 1, whole=True)
     if not is_conditional(generator):
         if labels is not None:
-            raise InputError(
-                f"{type(generator).__name__} is unconditional and cannot make images of given "
-                "labels; pass labels=None"
-            )
+            what = f"{type(generator).__name__} is unconditional"
+            raise InputError(f"{what} and cannot make images of given labels; pass labels=None")
         return generator(generator.latent(n)), None
     z = generator.latent(n)
     if labels is None:

@@ -17,13 +17,7 @@ from ..inside.errors import Diverged
 from .batch import Batch
 from .generator import check_classes
 from .losses import descend, kl_divergence
-from atesc.synthesis.protocol import (
-    DecoySource,
-    GeneratorSynthesizer,
-    Judge,
-    scored_batch,
-    with_decoys,
-)
+from .protocol import BaseSynthesizer, DecoySource, Judge, scored_batch, with_decoys
 from .views import random_view
 from ..teachers.observation import Observation, frozen, observe
 
@@ -41,16 +35,13 @@ def agreement(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return (teacher_logits.argmax(1) == student_logits.argmax(1)).float()
 
 # %% ../../nbs/synthesis/07_inversion.ipynb #i012
-class ClassTargets(GeneratorSynthesizer):
+class ClassTargets(BaseSynthesizer):
     "A synthesizer with the inversion loss; its configuration has the weights `bn`, `oh` and `adv`."
 
+    targets: Tensor | None = None  # int64 [N], the classes that the images are to have
+
     def inversion_loss(
-        self,
-        student: nn.Module,
-        images: Tensor,
-        seen: Observation,
-        targets: Tensor,
-        decoys: DecoySource | None,
+        self, student: nn.Module, images: Tensor, seen: Observation, decoys: DecoySource | None
     ) -> Tensor:
         """BatchNorm statistics, class targets, and disagreement where the classes agree.
 
@@ -58,14 +49,14 @@ class ClassTargets(GeneratorSynthesizer):
             student: its predictions are used, its gradients are not touched
             images: [N + M, C, H, W], views of the images, followed by the decoys
             seen: what the teacher sees in all of them
-            targets: int64 [N]
             decoys: the source of the decoys; None: there are none
         """
-        c, logits = self.config, seen.logits[: len(targets)]
-        loss = c.oh * F.cross_entropy(logits, targets) + self.batchnorm_term(seen)
+        c, n = self.config, len(self.targets)
+        logits = seen.logits[:n]
+        loss = c.oh * F.cross_entropy(logits, self.targets) + self.batchnorm_term(seen)
         if c.adv:
             with frozen(student):
-                answers = student(images[: len(targets)])
+                answers = student(images[:n])
             gain = agreement(logits, answers) * kl_divergence(logits, answers)
             loss = loss - c.adv * gain.mean()
         return loss if decoys is None else loss + decoys.loss(student, images, seen)
@@ -74,7 +65,6 @@ class ClassTargets(GeneratorSynthesizer):
 class Inversion(ClassTargets):
     "Rounds of optimisation towards class targets: what CMI and NAYER share."
 
-    targets: Tensor | None = None  # int64 [N], of the last round
     optimizers: list[torch.optim.Optimizer]  # of the last round
 
     def begin_round(self, judge: Judge | None) -> None:
@@ -116,7 +106,7 @@ class Inversion(ClassTargets):
             if self.targets is None:
                 classes = seen.logits.shape[1]
                 self.targets = torch.randint(classes, (len(images),), device=images.device)
-            loss = self.inversion_loss(student, shown, seen, self.targets, decoys)
+            loss = self.inversion_loss(student, shown, seen, decoys)
             extra, noted = self.extra_loss(teacher, images, seen)
             loss = loss + extra
             if loss.item() < lowest:

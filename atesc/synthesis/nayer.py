@@ -54,10 +54,8 @@ class NoisyGenerator(nn.Module):
         super().__init__()
         is_table = check_is("embedding", embedding, Tensor).ndim == 2 and len(embedding) >= 2
         if not is_table or not embedding.isfinite().all():
-            raise ConfigError(
-                "embedding must be a finite matrix with a row for each class, "
-                f"got shape {list(embedding.shape)}"
-            )
+            got = f"got shape {list(embedding.shape)}"
+            raise ConfigError(f"embedding must be a finite matrix with a row for each class, {got}")
         self.generator, self.num_classes = generator, len(embedding)
         self.register_buffer("embedding", embedding.detach().clone().float())
         self.norm = nn.BatchNorm1d(embedding.shape[1])
@@ -131,14 +129,10 @@ class NAYER(Inversion):
         ConfigError: the generator is no `NoisyGenerator`
     """
 
-    name = "nayer"
-
     def __init__(self, generator: NoisyGenerator, config: NAYERConfig = NAYERConfig()):
         if not isinstance(generator, NoisyGenerator):
-            raise ConfigError(
-                f"NAYER takes a NoisyGenerator, got {type(generator).__name__}; "
-                "wrap it with label embeddings"
-            )
+            got = f"got {type(generator).__name__}; wrap it with label embeddings"
+            raise ConfigError(f"NAYER takes a NoisyGenerator, {got}")
         super().__init__(generator, check_is("config", config, NAYERConfig))
 
     def labels(self, n: int) -> Tensor:
