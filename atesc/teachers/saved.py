@@ -134,7 +134,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         ConfigError: the path has another ending.
 
     Example:
-        >>> teacher = load_model("teacher.pt", resnet18(num_classes=10))
+        teacher = load_model(save_model(train_ntl(task), "teacher.safetensors"))
+        foreign = load_model("weights.pt", torchvision.models.resnet18(num_classes=10))
     """
     path = Path(path)
     network, config, state = read_saved(path, named=model is None)
