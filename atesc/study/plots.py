@@ -75,6 +75,11 @@ class StyledFigure(matplotlib.figure.Figure):
         return super().add_subplot(*args, **kwargs)
 
     @matplotlib.rc_context(STYLE)
+    def suptitle(self, t: str, **kwargs: Any) -> Any:
+        "The title of all axes."
+        return super().suptitle(t, **kwargs)
+
+    @matplotlib.rc_context(STYLE)
     def savefig(self, fname: Any, **kwargs: Any) -> None:
         "Write the figure to a file in the style."
         super().savefig(fname, **kwargs)
@@ -150,6 +155,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return mean(values) if values else nan, stdev(values) if len(values) > 1 else 0.0
 
 
+@matplotlib.rc_context(STYLE)
 def legend_below(figure: matplotlib.figure.Figure, columns: int = 4) -> None:
     "One legend of all axes, under them."
     entries = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels())]
