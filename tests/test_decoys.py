@@ -263,10 +263,10 @@ def test_wrong_settings_are_named(kind, change, message):
 
 
 def test_images_that_no_generator_makes():
-    with pytest.raises(ConfigError, match="decoys are square"):
-        Decoys(4, torch.rand(1, 3, 8, 12))
+    with pytest.raises(ConfigError, match="the line-up needs square images, got 8 x 12"):
+        LineUp(4, torch.rand(1, 3, 8, 12))
     with pytest.raises(ConfigError, match="multiple of 4"):
-        Decoys(4, torch.rand(1, 3, 10, 10))
+        LineUp(4, torch.rand(1, 3, 10, 10))
 
 
 def test_a_verdict_needs_three_classes_statistics_and_a_clear_ratio(teachers):
