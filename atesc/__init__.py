@@ -8,7 +8,7 @@ A teacher and a student are plain `nn.Module`s: images in [0,1], N x C x H x W, 
 The names below are imported when they are first used, so that `import atesc` takes no time.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -16,6 +16,7 @@ from torch import nn
 from atesc.inside.checkpoint import CheckpointError, CheckpointWarning, fingerprint
 from atesc.inside.errors import InputError
 from atesc.inside.files import StorageError
+from atesc.inside.runtime import versions
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import distill
 from atesc.method.objectives import ATEsc, CalibratedKD, DecoyEscape, PlainKD
@@ -275,9 +276,8 @@ def test_a_student_built_without_a_seed_is_only_a_warning(teachers, tmp_path):
 def test_another_version_of_torch_is_another_run(teachers, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(teachers.ntl, tmp_path / "run", stop=2)
-    monkeypatch.setattr(
-        "atesc.inside.checkpoint.versions", lambda: {"atesc": "0.1.0", "torch": "9.9"}
-    )
+    installed = {**versions(), "torch": "9.9"}
+    monkeypatch.setattr("atesc.inside.checkpoint.versions", lambda: installed)
     with pytest.raises(CheckpointError, match="versions.torch is .* there, 9.9 here"):
         run(teachers.ntl, tmp_path / "run")
 

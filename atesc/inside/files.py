@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StorageError', 'storage_errors', 'write_file', 'writable_dir', 'lock_of', 'locked',
-           'run_dir']
+           'runs_folder', 'run_dir']
 
 # %% ../../nbs/inside/04_files.ipynb #f003
 import errno
@@ -159,6 +159,13 @@ def locked(
         lock = _acquire(lock_of(path), wait, f"{str(path)!r}: {busy}")
     with lock:
         yield
+
+# %% ../../nbs/inside/04_files.ipynb #f014b
+def runs_folder() -> Path:
+    "Where results go by default: `runs` of the checkout around this folder; else `runs` here."
+    places = (Path.cwd(), *Path.cwd().parents)
+    checkout = (place for place in places if (place / "nbs/index.ipynb").is_file())
+    return next(checkout, Path()) / "runs"
 
 # %% ../../nbs/inside/04_files.ipynb #f016
 _run_locks: dict[Path, AbstractContextManager] = {}  # by folder, held until the process ends
