@@ -82,9 +82,8 @@ class Preset:
             self._checked(name, check_network, getattr(self, name))
         choose("generator", self.generator, GENERATORS)
         check_range("size", self.size, 8, 64, whole=True, multiple=4)
-        for name in ("iterations", "rounds", "curve_points", "synthetic_images"):
-            check_range(name, getattr(self, name), 1)
-        for name in ("latent_dim", "generator_width"):
+        whole = ("iterations", "rounds", "curve_points", "synthetic_images", "latent_dim")
+        for name in (*whole, "generator_width"):
             check_range(name, getattr(self, name), 1)
         for name in ("temperature", "round_temperature"):
             check_range(name, getattr(self, name), 1e-3)
@@ -247,9 +246,8 @@ def generator_for(preset: Preset, num_classes: int, seed: int) -> nn.Module:
 
 def synthesizer_for(preset: Preset, baseline: str, num_classes: int, seed: int) -> Synthesizer:
     "The synthesizer of a baseline, with the preset's settings and a fresh generator."
-    choose("baseline", baseline, BASELINES)
+    in_rounds(preset, baseline)
     check_range("num_classes", num_classes, 2, whole=True)
-    check_is("preset", preset, Preset)
     if baseline == "nayer":
         inner = generator_for(replace(preset, generator="dcgan"), num_classes, seed)
         return NAYER(NoisyGenerator(inner, orthogonal_embedding(num_classes)), preset.nayer)
