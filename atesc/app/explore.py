@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import torch
@@ -139,8 +139,7 @@ class Question:
         return splitters[self.rule]
 
 # %% ../../nbs/app/03_explore.ipynb #e005
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     "What the page shows."
 
     images: Tensor  # [N, 3, H, W] in [0,1], made by the generator
@@ -285,6 +284,7 @@ def make_controls(runs: dict[str, Path]) -> dict[str, widgets.Widget]:
     """
     look = {"style": {"description_width": "90px"}, "layout": widgets.Layout(width="440px")}
     log = {"base": 2, "min": -2, "max": 5, "step": 0.25, "readout_format": ".2f"}
+    linear = {"min": 1, "max": 16, "step": 0.25}
     rules = [(title, name) for name, title in RULES.items()]
     return {
         "task": widgets.Dropdown(options=runs, description="task", **look),
@@ -293,9 +293,7 @@ def make_controls(runs: dict[str, Path]) -> dict[str, widgets.Widget]:
         "rule": widgets.Dropdown(options=rules, description="fragile if", **look),
         "eps": widgets.FloatLogSlider(4, description="eps, 1/255", **log, **look),
         "steps": widgets.IntSlider(3, 1, 20, description="steps", **look),
-        "factor": widgets.FloatSlider(
-            4, min=1, max=16, step=0.25, description="threshold ×", **look
-        ),
+        "factor": widgets.FloatSlider(4, description="threshold ×", **linear, **look),
     }
 
 # %% ../../nbs/app/03_explore.ipynb #e010
@@ -346,12 +344,11 @@ class Page(widgets.VBox):
             self.controls[name].disabled = asked["rule"] != rule
         answer = self.explorer.update(**{**asked, "eps": asked["eps"] / 255})
         self.picture.value = png(draw_answer(answer))
-        split = (
-            f"{answer.fragile.sum()} of {len(answer.images)} fragile, cut at {255 * answer.cut:.2f}"
-        )
+        split = f"{answer.fragile.sum()} of {len(answer.images)} fragile"
+        cut = f"cut at {255 * answer.cut:.2f}/255"
         legend = "Under each image: the teacher's class · radius in 1/255"
         seconds = time.perf_counter() - began
-        self.note.value = f"{split}/255. {legend}. Answered in {seconds:.2f} s."
+        self.note.value = f"{split}, {cut}. {legend}. Answered in {seconds:.2f} s."
 
 # %% ../../nbs/app/03_explore.ipynb #e012
 def explore(folder: str | Path = "runs") -> widgets.Widget:

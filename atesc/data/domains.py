@@ -112,9 +112,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
 # %% ../../nbs/data/02_domains.ipynb #c012
 def _split(data: ImageSet, test: float) -> list[ImageSet]:
     "A stratified train and test part, always the same; `test` is a share or a number of images."
-    rows = train_test_split(
-        np.arange(len(data)), test_size=test, stratify=data.labels, random_state=0
-    )
+    places = np.arange(len(data))
+    rows = train_test_split(places, test_size=test, stratify=data.labels, random_state=0)
     return [data[part] for part in rows]
 
 
@@ -315,10 +314,8 @@ def class_folders(name: str, size: int, folder: Path, classes: tuple[str, ...] =
     if len(parts) == 2:
         (train, names), (test, others) = (_read_folder(folder / part, size) for part in PARTS)
         if names != others:
-            given = f"{names} and {others}"
-            raise InputError(
-                f"{folder}/train and /test must have the same class folders, got {given}"
-            )
+            wanted = f"{folder}/train and /test must have the same class folders"
+            raise InputError(f"{wanted}, got {names} and {others}")
     elif subfolders and not parts:
         data, names = _read_folder(folder, size)
         if (fewest := int(data.labels.bincount().min())) < 4:
@@ -368,10 +365,8 @@ def mnist_m(size: int, root: Path) -> Domain:
     try:
         mnist = torchvision_set("mnist", size, root)
     except MissingData as error:
-        where = f"{folder}/{{train,test}}, one folder a digit"
-        raise MissingData(
-            f"MNIST-M is not in {where}, and cannot be built, since {error}"
-        ) from error
+        missing = f"MNIST-M is not in {folder}/{{train,test}}, one folder a digit"
+        raise MissingData(f"{missing}, and cannot be built, since {error}") from error
     try:
         cifar = torchvision_set("cifar10", size, root)
     except MissingData:

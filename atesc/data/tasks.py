@@ -154,21 +154,10 @@ def _shared_classes(first: Domain, second: Domain) -> tuple[Domain, Domain]:
 
 # %% ../../nbs/data/03_tasks.ipynb #c020
 CLOSE_SET = (
-    "digits->digits_photo",
-    "digits->digits_font",
-    "mnist->mnist_m",
-    "mnist_m->mnist",
-    "svhn->mnist_m",
-    "cifar10->stl10",
-    "debug->debug_ood",
-)
-OPEN_SET = (
-    "digits->photos",
-    "mnist->cifar10",
-    "cifar10->mnist",
-    "svhn->cifar10",
-    "debug->debug_open",
-)
+    "digits->digits_photo digits->digits_font mnist->mnist_m mnist_m->mnist svhn->mnist_m "
+    "cifar10->stl10 debug->debug_ood"
+).split()
+OPEN_SET = "digits->photos mnist->cifar10 cifar10->mnist svhn->cifar10 debug->debug_open".split()
 BACKDOOR = (
     *(f"{name}+{trigger}" for name in ("digits", "mnist", "cifar10") for trigger in TRIGGERS),
     "debug+badnets_square",

@@ -66,9 +66,8 @@ def scoring(splitter: dict[str, Any]) -> str:
     Args:
         splitter: its configuration, as a record has it
     """
-    return json.dumps(
-        {name: value for name, value in splitter.items() if name not in CUTS}, sort_keys=True
-    )
+    decisive = {name: value for name, value in splitter.items() if name not in CUTS}
+    return json.dumps(decisive, sort_keys=True)
 
 # %% ../../nbs/study/07_criteria.ipynb #c008a
 def auroc(scores: Tensor, ood: Tensor) -> float | None:
@@ -114,11 +113,10 @@ def scores_after(
         for part in images.split(batch):
             part = part.detach().requires_grad_()
             logits = teacher(part)
-            scores.append(
-                splitter.rate(*splitter.measure(teacher, part, logits))
-                if learns
-                else splitter.score(teacher, part, logits)
-            )
+            if learns:
+                scores.append(splitter.rate(*splitter.measure(teacher, part, logits)))
+            else:
+                scores.append(splitter.score(teacher, part, logits))
     return torch.cat(scores).detach()
 
 # %% ../../nbs/study/07_criteria.ipynb #c010a

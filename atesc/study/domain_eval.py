@@ -18,7 +18,7 @@ from ..data.tasks import Task
 from ..inside.checks import check_is, check_range
 from ..inside.errors import InputError, brief
 from ..inside.tensors import check_images
-from .metrics import predict
+from .metrics import percent, predict
 from ..teachers.examine import device_of
 from ..teachers.networks import build_network
 from ..teachers.observation import frozen, observe
@@ -181,12 +181,11 @@ class DomainEvaluator:
         ood, answers, k = self.is_ood(images), predict(teacher, images), self.task.num_classes
         of_all, of_ood = (x.bincount(minlength=k).tolist() for x in (answers, answers[ood]))
         counts = {"classes": of_all, "ood_classes": of_ood}
-        return {"ood": 100 * ood.float().mean().item(), **counts, **self.distances(images)}
+        return {"ood": percent(ood), **counts, **self.distances(images)}
 
     def real_images(self) -> dict[str, Any]:
         "How the measures do on real test images."
         sets = {"id": self.task.id.test.images, "ood": self.task.ood.test.images}
         return {
-            name: {"ood": 100 * self.is_ood(x).float().mean().item(), **self.distances(x)}
-            for name, x in sets.items()
+            name: {"ood": percent(self.is_ood(x)), **self.distances(x)} for name, x in sets.items()
         }

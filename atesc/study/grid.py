@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,8 +156,7 @@ class Cell(NamedTuple):
 SNAPSHOTS = 48  # images of the generator that are kept at each point of a curve
 
 
-@dataclass
-class Run:
+class Run(NamedTuple):
     "One trained student, not yet measured."
 
     result: Distilled  # student, objective's reports, teacher passes
@@ -329,9 +328,8 @@ def run_grid(
     for _, cell in zip(progress(len(missing), experiment), missing):
         teachers = teachers_of(cell.task, cell.seed)
         control = (teachers.digest("sl"), *cell[1:])
-        run = controls.get(control) or distil_student(
-            preset, teachers, cell.student, cell.baseline, watched, checkpoints
-        )
+        how = cell.student, cell.baseline, watched, checkpoints
+        run = controls.get(control) or distil_student(preset, teachers, *how)
         if STUDENTS[cell.student][0] == "sl":
             controls[control] = run
         record = measure_student(cell.key(experiment, preset), teachers, run)

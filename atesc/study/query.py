@@ -10,13 +10,12 @@ __all__ = ['Record', 'Field', 'Fields', 'GAP', 'TEACHERS', 'TITLES', 'MEASURES',
 
 # %% ../../nbs/study/04_query.ipynb #q003
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product
 from math import nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy.special import stdtrit
@@ -241,21 +240,19 @@ def query(
     cells = groups(records, {**rows, **columns})
     row_keys = list(groups(records, rows, levels))
     column_keys = list(groups(records, columns, levels)) if columns else [()]
-    table = []
-    for row in row_keys:
-        table.append([])
-        for column in column_keys:
-            check_seeds(group := cells.get(row + column, []))
-            for field in values.values():
-                table[-1].append(mean_std((value_of(r, field) for r in group), digits))
-            table[-1].append(len(group) or GAP)
+
+    def texts(group: Sequence[Record]) -> list[Any]:
+        check_seeds(group)
+        means = [mean_std((value_of(r, f) for r in group), digits) for f in values.values()]
+        return [*means, len(group) or GAP]
+
+    table = [sum((texts(cells.get(r + c, [])) for c in column_keys), []) for r in row_keys]
     shown = [*map(title_of, values), "n"]
     titles = [column + (title,) for column in column_keys for title in shown]
     return pd.DataFrame(table, _index(row_keys, list(rows)), _index(titles, [*columns, ""]))
 
 # %% ../../nbs/study/04_query.ipynb #q025
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     "A mean of paired differences with its 95 % confidence interval."
 
     mean: float
@@ -298,9 +295,7 @@ def paired(
     identity = [name for name in ("task", "teacher", "baseline", "seed") if name not in fixed]
     ones = _by_identity(select(records, **one), identity)
     others = _by_identity(select(records, **other), identity)
-    pairs = [
-        (value_of(ones[key], field), value_of(others[key], field)) for key in ones if key in others
-    ]
+    pairs = [[value_of(r[key], field) for r in (ones, others)] for key in ones if key in others]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     n, centre = len(differences), mean(differences) if differences else nan
     half = stdtrit(n - 1, 0.975) * stdev(differences) / sqrt(n) if n > 1 else nan
