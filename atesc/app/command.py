@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import atesc
 from ..inside.errors import AtescError, choose, nearest, one_line
@@ -30,11 +30,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, error_line(message) + "\n")
 
-    def parse_known_args(
-        self, args: list[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, *given: Any) -> tuple[argparse.Namespace, list[str]]:
         "Parse, and refuse unknown options with the nearest valid one."
-        options, unknown = super().parse_known_args(args, namespace)
+        options, unknown = super().parse_known_args(*given)
         if unknown:
             hint = nearest(unknown[0].split("=")[0], re.findall(r"--[a-z]+", self.format_help()))
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
@@ -101,8 +99,7 @@ def build_parser() -> Parser:
 def discard_output() -> None:
     "Drop output that cannot be written; otherwise Python reports it again at its end."
     try:
-        if sys.stdout:  # None when the caller closed it
-            sys.stdout.flush()
+        print(end="", flush=True)  # does nothing when the caller closed stdout
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -128,8 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         args.subcommand(args)
-        if sys.stdout:
-            sys.stdout.flush()
+        print(end="", flush=True)
         return 0
     except BrokenPipeError:
         discard_output()

@@ -12,14 +12,13 @@ import html
 import io
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
-import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..inside.archive import read_pt, write_pt
@@ -28,9 +27,9 @@ from ..inside.errors import InputError, choose
 from ..inside.tensors import check_images
 from ..method.splitter import PGDSplitter, RadiusSplitter, Splitter, radius
 from ..study.grid import Run, Teachers, slug
-from ..study.plots import LOOKS, STYLE, StyledFigure
+from ..study.plots import LOOKS, StyledFigure, in_style
 from ..study.presets import STUDENTS
-from ..study.query import KNOWLEDGE, MEASURES, TITLES, Record
+from ..study.query import KNOWLEDGE, MEASURES, TITLES, Record, value_of
 from ..teachers.observation import frozen
 from ..teachers.saved import load_model
 
@@ -48,13 +47,11 @@ def keep_stages(teachers: Teachers, runs: dict[str, Run], records: list[Record])
     """
     students = {}
     for record in records:
-        name = f"{record['teacher']}-{record['method']}"
+        name = value_of(record, "student")
+        file = f"{teachers.folder.name}/{teachers.path(record['teacher']).name}"
         fields = ("iteration", "iacc", KNOWLEDGE[record["kind"]])
-        students[name] = {
-            "teacher": f"{teachers.folder.name}/{teachers.path(record['teacher']).name}",
-            "images": runs[name].stages.half(),
-            "curve": [{field: point[field] for field in fields} for point in record["curve"]],
-        }
+        curve = [{field: point[field] for field in fields} for point in record["curve"]]
+        students[name] = {"teacher": file, "images": runs[name].stages.half(), "curve": curve}
     path = teachers.folder.parent / "explore" / f"{slug(teachers.task.name)}-seed{teachers.seed}.pt"
     return write_pt(path, {"task": teachers.task.name, "seed": teachers.seed, "students": students})
 
@@ -142,8 +139,7 @@ class Question:
         return splitters[self.rule]
 
 # %% ../../nbs/app/03_explore.ipynb #e005
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     "What the page shows."
 
     images: Tensor  # [N, 3, H, W] in [0,1], made by the generator
@@ -166,25 +162,18 @@ class Explorer:
 
     def __init__(self, path: str | Path):
         self.task, self.seed, self.students = read_stages(path)
-        files = {student["teacher"] for student in self.students.values()}
-        models = {file: load_model(file) for file in files}
-        self.teachers = {name: models[s["teacher"]] for name, s in self.students.items()}
-        self.cache: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}
+        load = cache(load_model)  # of several students of one teacher
+        self.teachers = {name: load(s["teacher"]) for name, s in self.students.items()}
+        self.measured = cache(self._measure)  # what depends on no slider but the iteration
         first = "ntl-plain" if "ntl-plain" in self.students else next(iter(self.students))
         self.question = Question(first, len(self.students[first]["curve"]) - 1)
 
-    def measured(self, student: str, point: int) -> tuple[Tensor, Tensor, int]:
-        """What depends on no slider but the iteration, measured once.
-
-        Returns:
-            classes [N], swept radii [N], number of classes
-        """
-        if (student, point) not in self.cache:
-            teacher, images = self.teachers[student], self.students[student]["images"][point]
-            with frozen(teacher), torch.no_grad():
-                logits = teacher(images)
-            self.cache[student, point] = logits.argmax(1), radius(teacher, images), logits.shape[1]
-        return self.cache[student, point]
+    def _measure(self, student: str, point: int) -> tuple[Tensor, Tensor, int]:
+        "Classes [N], swept radii [N], number of classes."
+        teacher, images = self.teachers[student], self.students[student]["images"][point]
+        with frozen(teacher), torch.no_grad():
+            logits = teacher(images)
+        return logits.argmax(1), radius(teacher, images), logits.shape[1]
 
     def update(self, **changes: Any) -> Answer:
         """Answer the last question with changes.
@@ -245,14 +234,9 @@ def draw_radii(axis: Axes, answer: Answer) -> None:
     offset = torch.linspace(-0.3, 0.3, len(answer.images))
     for fragile, colour in COLOURS.items():
         chosen = answer.fragile == fragile
-        axis.plot(
-            255 * answer.radius[chosen].clamp(0.25 / 255, FARTHEST),
-            (answer.classes + offset)[chosen],
-            "o" if fragile else "s",
-            color=colour,
-            markersize=3.5,
-            alpha=0.7,
-        )
+        radii = 255 * answer.radius[chosen].clamp(0.25 / 255, FARTHEST)
+        look = {"marker": "o" if fragile else "s", "color": colour, "markersize": 3.5}
+        axis.plot(radii, (answer.classes + offset)[chosen], alpha=0.7, linestyle="none", **look)
     axis.axvline(255 * answer.cut, **LINE)
     axis.set(xlabel="radius, 1/255 (line: eps or threshold)", ylabel="teacher's class")
     axis.set(xscale="log", xlim=(0.2, 80), ylim=(answer.num_classes - 0.5, -0.5))
@@ -274,8 +258,8 @@ def draw_progress(axis: Axes, answer: Answer) -> None:
     axis.legend(fontsize=7)
 
 # %% ../../nbs/app/03_explore.ipynb #e008c
-@matplotlib.rc_context(STYLE)
-def draw_answer(answer: Answer) -> Figure:
+@in_style
+def draw_answer(answer: Answer) -> StyledFigure:
     "Figure: both groups, the radii with the cut, and the student's curve."
     figure = StyledFigure(figsize=(9, 6.4), layout="none")
     figure.suptitle(answer.title, fontsize=10)
@@ -286,10 +270,9 @@ def draw_answer(answer: Answer) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: StyledFigure) -> bytes:
     "A figure as a PNG file."
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
+    figure.savefig(file := io.BytesIO(), format="png", dpi=100)
     return file.getvalue()
 
 # %% ../../nbs/app/03_explore.ipynb #c018
@@ -301,6 +284,7 @@ def make_controls(runs: dict[str, Path]) -> dict[str, widgets.Widget]:
     """
     look = {"style": {"description_width": "90px"}, "layout": widgets.Layout(width="440px")}
     log = {"base": 2, "min": -2, "max": 5, "step": 0.25, "readout_format": ".2f"}
+    linear = {"min": 1, "max": 16, "step": 0.25}
     rules = [(title, name) for name, title in RULES.items()]
     return {
         "task": widgets.Dropdown(options=runs, description="task", **look),
@@ -309,9 +293,7 @@ def make_controls(runs: dict[str, Path]) -> dict[str, widgets.Widget]:
         "rule": widgets.Dropdown(options=rules, description="fragile if", **look),
         "eps": widgets.FloatLogSlider(4, description="eps, 1/255", **log, **look),
         "steps": widgets.IntSlider(3, 1, 20, description="steps", **look),
-        "factor": widgets.FloatSlider(
-            4, min=1, max=16, step=0.25, description="threshold ×", **look
-        ),
+        "factor": widgets.FloatSlider(4, description="threshold ×", **linear, **look),
     }
 
 # %% ../../nbs/app/03_explore.ipynb #e010
@@ -362,11 +344,11 @@ class Page(widgets.VBox):
             self.controls[name].disabled = asked["rule"] != rule
         answer = self.explorer.update(**{**asked, "eps": asked["eps"] / 255})
         self.picture.value = png(draw_answer(answer))
-        self.note.value = (
-            f"{answer.fragile.sum()} of {len(answer.images)} fragile, "
-            f"cut at {255 * answer.cut:.2f}/255. Under each image: the teacher's class · radius "
-            f"in 1/255. Answered in {time.perf_counter() - began:.2f} s."
-        )
+        split = f"{answer.fragile.sum()} of {len(answer.images)} fragile"
+        cut = f"cut at {255 * answer.cut:.2f}/255"
+        legend = "Under each image: the teacher's class · radius in 1/255"
+        seconds = time.perf_counter() - began
+        self.note.value = f"{split}, {cut}. {legend}. Answered in {seconds:.2f} s."
 
 # %% ../../nbs/app/03_explore.ipynb #e012
 def explore(folder: str | Path = "runs") -> widgets.Widget:
@@ -380,7 +362,5 @@ def explore(folder: str | Path = "runs") -> widgets.Widget:
     """
     if runs := kept_runs(check_path("folder", folder)):
         return Page(runs)
-    return widgets.HTML(
-        f"There is no run under {html.escape(str(folder))} yet: "
-        "run <code>make reproduce</code>, then this cell again."
-    )
+    advice = "run <code>make reproduce</code>, then this cell again."
+    return widgets.HTML(f"There is no run under {html.escape(str(folder))} yet: {advice}")

@@ -61,14 +61,12 @@ def catalogue() -> str:
 
 def presets_table() -> str:
     "The presets as a table with hardware and time: the output of `atesc list --presets`."
-    rows = [
-        "preset|about|main task|tasks|pixels|teacher -> student|hardware|ood_trap takes".split("|")
-    ]
+    titles = "preset|about|main task|tasks|pixels|teacher -> student|hardware|ood_trap takes"
+    rows = [titles.split("|")]
     for name, p in PRESETS.items():
         networks = f"{p.teacher_network} -> {p.student_network}"
-        rows.append(
-            [name, p.about, p.task, str(len(p.tasks)), str(p.size), networks, p.hardware, p.time]
-        )
+        numbers = str(len(p.tasks)), str(p.size)
+        rows.append([name, p.about, p.task, *numbers, networks, p.hardware, p.time])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

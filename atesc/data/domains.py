@@ -30,7 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .sources import DIGITS, SOURCES, data_folder, data_root, download_command, reading
 from ..inside.checks import check_is, check_range
-from ..inside.errors import ConfigError, InputError, MissingData, choose, one_line
+from ..inside.errors import InputError, MissingData, choose, one_line
 from ..inside.runtime import seeded
 from ..inside.tensors import check_images
 
@@ -46,10 +46,9 @@ class ImageSet:
         check_images(self.images, "ImageSet.images")
         check_is("ImageSet.labels", self.labels, Tensor)
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
-            raise InputError(
-                f"ImageSet.labels must be int64 of shape [{len(self.images)}], "
-                f"got {self.labels.dtype} of shape {list(self.labels.shape)}"
-            )
+            wanted = f"int64 of shape [{len(self.images)}]"
+            given = f"{self.labels.dtype} of shape {list(self.labels.shape)}"
+            raise InputError(f"ImageSet.labels must be {wanted}, got {given}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,12 +74,11 @@ class Domain:
     classes: tuple[str, ...]  # label k means classes[k]
 
     def __post_init__(self):
-        for part in (self.train, self.test):
-            if len(part) and not 0 <= part.labels.min() <= part.labels.max() < len(self.classes):
-                raise InputError(
-                    f"labels of {self.name} must be 0 to {len(self.classes) - 1}, "
-                    f"got {part.labels.unique().tolist()}"
-                )
+        most = len(self.classes) - 1
+        for labels in (self.train.labels, self.test.labels):
+            if len(labels) and not 0 <= labels.min() <= labels.max() <= most:
+                given = labels.unique().tolist()
+                raise InputError(f"labels of {self.name} must be 0 to {most}, got {given}")
 
     @property
     def num_classes(self) -> int:
@@ -97,11 +95,9 @@ class Domain:
             name: of the new domain
             make: from "train" or "test" and that part of this domain, its new images
         """
-        parts = [
-            ImageSet(make(part, data), data.labels)
-            for part, data in zip(PARTS, (self.train, self.test))
-        ]
-        return Domain(name, *parts, self.classes)
+        train = ImageSet(make("train", self.train), self.train.labels)
+        test = ImageSet(make("test", self.test), self.test.labels)
+        return Domain(name, train, test, self.classes)
 
 # %% ../../nbs/data/02_domains.ipynb #c009
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -116,9 +112,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
 # %% ../../nbs/data/02_domains.ipynb #c012
 def _split(data: ImageSet, test: float) -> list[ImageSet]:
     "A stratified train and test part, always the same; `test` is a share or a number of images."
-    rows = train_test_split(
-        np.arange(len(data)), test_size=test, stratify=data.labels, random_state=0
-    )
+    places = np.arange(len(data))
+    rows = train_test_split(places, test_size=test, stratify=data.labels, random_state=0)
     return [data[part] for part in rows]
 
 
@@ -164,12 +159,11 @@ def _photo_crops(n: int, size: int, part: str, which: tuple[int, ...] = (0, 1)) 
 # %% ../../nbs/data/02_domains.ipynb #d004
 def _blend(name: str, domain: Domain) -> Domain:
     "The images of `domain` blended into crops of photographs, |crop - image|."
-    return domain.with_images(
-        name,
-        lambda part, data: (
-            _photo_crops(len(data), data.images.shape[3], part).sub_(data.images).abs_()
-        ),
-    )
+
+    def blend(part: str, data: ImageSet) -> Tensor:
+        return _photo_crops(len(data), data.images.shape[3], part).sub_(data.images).abs_()
+
+    return domain.with_images(name, blend)
 
 
 def digits_photo(size: int) -> Domain:
@@ -183,13 +177,10 @@ CROPS = {"train": 600, "test": 200}  # of each photograph
 
 def photos(size: int) -> Domain:
     "Crops of scikit-learn's two photographs, labelled by photograph."
-    parts = [
-        ImageSet(
-            torch.cat([_photo_crops(n, size, part, (k,)) for k in (0, 1)]),
-            torch.arange(2).repeat_interleave(n),
-        )
-        for part, n in CROPS.items()
-    ]
+    parts = []
+    for part, n in CROPS.items():
+        crops = torch.cat([_photo_crops(n, size, part, (k,)) for k in (0, 1)])
+        parts.append(ImageSet(crops, torch.arange(2).repeat_interleave(n)))
     return Domain("photos", *parts, PHOTOS)
 
 # %% ../../nbs/data/02_domains.ipynb #c018
@@ -205,10 +196,8 @@ def font_files(part: str) -> list[Path]:
     folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
     files = sorted(file for pattern in FONTS[part] for file in folder.glob(pattern))
     if not files:
-        raise MissingData(
-            f"no font {' or '.join(FONTS[part])} in {folder}; "
-            "matplotlib from PyPI or conda-forge has them"
-        )
+        advice = "matplotlib from PyPI or conda-forge has them"
+        raise MissingData(f"no font {' or '.join(FONTS[part])} in {folder}; {advice}")
     return files
 
 # %% ../../nbs/data/02_domains.ipynb #d009
@@ -255,10 +244,8 @@ def _read_image(path: str, size: int) -> Tensor:
             raise InputError(f"it is {length:,} bytes long, and at most {MOST_BYTES:,} are read")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise InputError(
-                    f"it has {image.width} x {image.height} pixels, "
-                    f"and at most {MOST_PIXELS:,} are read"
-                )
+                pixels = f"{image.width} x {image.height} pixels"
+                raise InputError(f"it has {pixels}, and at most {MOST_PIXELS:,} are read")
             return pil_to_tensor(image.convert("RGB").resize((size, size))) / 255
     except Exception as error:  # Pillow's decoders raise errors of many types
         reason = one_line(error) or type(error).__name__
@@ -281,10 +268,8 @@ def _image_files(folder: Path) -> list[str]:
         for place, _, names in os.walk(folder, followlinks=True, onerror=fail):
             real = os.path.realpath(place)
             if real in seen or (real != home and os.path.commonpath([real, home]) == real):
-                raise InputError(
-                    f"{one_line(place, 1000)} leads back to {one_line(real, 1000)}; "
-                    "links must not go in circles"
-                )
+                circle = f"{one_line(place, 1000)} leads back to {one_line(real, 1000)}"
+                raise InputError(f"{circle}; links must not go in circles")
             seen.add(real)
             images = [name for name in names if name.lower().endswith(IMG_EXTENSIONS)]
             files += [os.path.join(place, name) for name in images]
@@ -329,26 +314,20 @@ def class_folders(name: str, size: int, folder: Path, classes: tuple[str, ...] =
     if len(parts) == 2:
         (train, names), (test, others) = (_read_folder(folder / part, size) for part in PARTS)
         if names != others:
-            raise InputError(
-                f"{folder}/train and /test must have the same class folders, "
-                f"got {names} and {others}"
-            )
+            wanted = f"{folder}/train and /test must have the same class folders"
+            raise InputError(f"{wanted}, got {names} and {others}")
     elif subfolders and not parts:
         data, names = _read_folder(folder, size)
         if (fewest := int(data.labels.bincount().min())) < 4:
-            raise InputError(
-                f"{folder} must hold at least 4 images a class to be split 75/25, got {fewest}"
-            )
+            wanted = "at least 4 images a class to be split 75/25"
+            raise InputError(f"{folder} must hold {wanted}, got {fewest}")
         train, test = _split(data, 0.25)
     else:
-        raise MissingData(
-            f"{folder} must hold train/<class>/* and test/<class>/*, or <class>/* without a split"
-        )
+        wanted = "train/<class>/* and test/<class>/*, or <class>/* without a split"
+        raise MissingData(f"{folder} must hold {wanted}")
     if classes and names not in (classes, tuple(map(str, range(len(classes))))):
-        raise InputError(
-            f"{folder} must have the class folders {', '.join(classes)}, or their numbers, "
-            f"got {', '.join(names)}"
-        )
+        wanted = f"the class folders {', '.join(classes)}, or their numbers"
+        raise InputError(f"{folder} must have {wanted}, got {', '.join(names)}")
     return Domain(name, train, test, classes or names)
 
 # %% ../../nbs/data/02_domains.ipynb #c027
@@ -360,15 +339,12 @@ def torchvision_set(name: str, size: int, root: Path) -> Domain:
     except MissingData as error:
         if (folder / "train").is_dir():
             return class_folders(name, size, folder, source.classes)
-        raise MissingData(
-            f"{source.dataset.__name__} is not in {root / source.files}, "
-            f"or is damaged there ({error}), and not in {folder}/{{train,test}}/<class>/*; "
-            f"get it ({source.megabytes} MB) with {download_command(name, root)}"
-        ) from error
-    parts = [
-        ImageSet(_resize(pixels, size), labels.long())
-        for pixels, labels in (source.read(root, part) for part in source.parts)
-    ]
+        here = f"{root / source.files}, or is damaged there ({error})"
+        where = f"{here}, and not in {folder}/{{train,test}}/<class>/*"
+        how = f"get it ({source.megabytes} MB) with {download_command(name, root)}"
+        raise MissingData(f"{source.dataset.__name__} is not in {where}; {how}") from error
+    pairs = (source.read(root, part) for part in source.parts)
+    parts = [ImageSet(_resize(pixels, size), labels.long()) for pixels, labels in pairs]
     return Domain(name, *parts, source.classes)
 
 # %% ../../nbs/data/02_domains.ipynb #c030
@@ -389,10 +365,8 @@ def mnist_m(size: int, root: Path) -> Domain:
     try:
         mnist = torchvision_set("mnist", size, root)
     except MissingData as error:
-        raise MissingData(
-            f"MNIST-M is not in {folder}/{{train,test}}, one folder a digit, "
-            f"and cannot be built, since {error}"
-        ) from error
+        missing = f"MNIST-M is not in {folder}/{{train,test}}, one folder a digit"
+        raise MissingData(f"{missing}, and cannot be built, since {error}") from error
     try:
         cifar = torchvision_set("cifar10", size, root)
     except MissingData:
@@ -429,10 +403,8 @@ def debug_open(size: int) -> Domain:
     return debug(size, "debug_open", classes=3, seed=1)
 
 # %% ../../nbs/data/02_domains.ipynb #c036
-OFFLINE: dict[str, Callable[[int], Domain]] = {
-    make.__name__: make
-    for make in (digits, digits_photo, digits_font, photos, debug, debug_ood, debug_open)
-}
+_offline = (digits, digits_photo, digits_font, photos, debug, debug_ood, debug_open)
+OFFLINE: dict[str, Callable[[int], Domain]] = {make.__name__: make for make in _offline}
 DOMAINS = (*OFFLINE, "mnist_m", *SOURCES)
 
 
@@ -452,9 +424,7 @@ def load_domain(name: str, size: int = 16, root: str | Path | None = None) -> Do
         MissingData: a data set is not there
         InputError: a file cannot be read
     """
-    check_range("size", size, 8, 64)
-    if size % 4:
-        raise ConfigError(f"size must be a multiple of 4, got {size}")
+    check_range("size", size, 8, 64, whole=True, multiple=4)
     if name.startswith("folder:"):
         return class_folders(name, size, data_folder(name.removeprefix("folder:"), "folder:PATH"))
     choose("domain", name, DOMAINS)

@@ -12,7 +12,7 @@ import os
 import shlex
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -150,9 +150,8 @@ def read_idx(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     images, labels, n = idx_files(folder, part)
     with reading(folder):
         pixels = np.fromfile(images, np.uint8, n * SIDE**2, offset=16).reshape(n, SIDE, SIDE)
-        return torch.from_numpy(pixels), torch.from_numpy(
-            np.fromfile(labels, np.uint8, n, offset=8)
-        )
+        classes = np.fromfile(labels, np.uint8, n, offset=8)
+    return torch.from_numpy(pixels), torch.from_numpy(classes)
 
 # %% ../../nbs/data/01_sources.ipynb #s025
 def _read_dataset(dataset: type, root: Path, part: bool | str) -> tuple[Tensor, Tensor]:
@@ -203,11 +202,10 @@ class Source:
 
     def is_whole(self, root: Path) -> bool:
         "Whether `check` finds nothing wrong."
-        try:
+        with suppress(AtescError):
             self.check(root)
-        except AtescError:
-            return False
-        return True
+            return True
+        return False
 
     def read(self, root: Path, part: bool | str) -> tuple[Tensor, Tensor]:
         """The images and labels of one of `parts`, from files that have passed `check`.

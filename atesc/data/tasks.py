@@ -115,18 +115,14 @@ class Task:
         check_types(self)
         if self.kind != "close-set":
             if self.target is None:
-                raise ConfigError(
-                    f"Task.target must be a class of {self.id.name} "
-                    f"in a task of the kind {self.kind}, got None"
-                )
+                where = f"{self.id.name} in a task of the kind {self.kind}"
+                raise ConfigError(f"Task.target must be a class of {where}, got None")
             check_range("Task.target", self.target, 0, self.num_classes - 1, whole=True)
         elif self.target is not None:
             raise ConfigError(f"Task.target must be None in a close-set task, got {self.target!r}")
         elif self.num_classes != self.ood.num_classes:
-            raise ConfigError(
-                f"{self.name}: a close-set task needs as many classes "
-                f"in {self.ood.name} as in {self.id.name}"
-            )
+            wanted = f"as many classes in {self.ood.name} as in {self.id.name}"
+            raise ConfigError(f"{self.name}: a close-set task needs {wanted}")
 
     @property
     def num_classes(self) -> int:
@@ -158,21 +154,10 @@ def _shared_classes(first: Domain, second: Domain) -> tuple[Domain, Domain]:
 
 # %% ../../nbs/data/03_tasks.ipynb #c020
 CLOSE_SET = (
-    "digits->digits_photo",
-    "digits->digits_font",
-    "mnist->mnist_m",
-    "mnist_m->mnist",
-    "svhn->mnist_m",
-    "cifar10->stl10",
-    "debug->debug_ood",
-)
-OPEN_SET = (
-    "digits->photos",
-    "mnist->cifar10",
-    "cifar10->mnist",
-    "svhn->cifar10",
-    "debug->debug_open",
-)
+    "digits->digits_photo digits->digits_font mnist->mnist_m mnist_m->mnist svhn->mnist_m "
+    "cifar10->stl10 debug->debug_ood"
+).split()
+OPEN_SET = "digits->photos mnist->cifar10 cifar10->mnist svhn->cifar10 debug->debug_open".split()
 BACKDOOR = (
     *(f"{name}+{trigger}" for name in ("digits", "mnist", "cifar10") for trigger in TRIGGERS),
     "debug+badnets_square",
@@ -209,10 +194,8 @@ def check_task(name: str, kind: str | None = None) -> str:
         choose("trigger", trigger, TRIGGERS)
         domains = [domain]
     elif len(domains) != 2:
-        raise ConfigError(
-            "a task on folders is 'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER', "
-            f"got {brief(name)}"
-        )
+        forms = "'folder:PATH->folder:PATH' or 'folder:PATH+TRIGGER'"
+        raise ConfigError(f"a task on folders is {forms}, got {brief(name)}")
     for domain in domains:
         if domain == "folder:":
             raise ConfigError(f"task: a folder: needs a path, got {brief(name)}")

@@ -20,14 +20,7 @@ from ..data.tasks import Task
 from ..inside.checks import check_is, check_list
 from ..inside.errors import InputError
 from ..inside.runtime import as_config
-from atesc.method.rivals import (
-    CalibratedSplitter,
-    ConfidenceSplitter,
-    EntropySplitter,
-    FeatureSplitter,
-    GradientSplitter,
-    LearningSplitter,
-)
+from ..method import rivals
 from ..method.splitter import PGDSplitter, RadiusSplitter, Splitter
 from .domain_eval import evenly
 from .query import Record, value_of
@@ -55,11 +48,11 @@ def candidates() -> list[list[Splitter]]:
     return [
         [RadiusSplitter(factor) for factor in (1.5, 2.0, 4.0)],
         [PGDSplitter(eps / 255) for eps in (2, 4, 8)],
-        [EntropySplitter(share) for share in (0.2, 0.05, 0.01)],
-        [ConfidenceSplitter(above) for above in (0.9, 0.99, 0.999)],
-        [CalibratedSplitter(above) for above in (0.5, 0.7, 0.9)],
-        [FeatureSplitter(1.1), FeatureSplitter(1.25), FeatureSplitter(1.25, near=False)],
-        [GradientSplitter(10.0), GradientSplitter(100.0), GradientSplitter(1.5, of="margin")],
+        [rivals.EntropySplitter(share) for share in (0.2, 0.05, 0.01)],
+        [rivals.ConfidenceSplitter(above) for above in (0.9, 0.99, 0.999)],
+        [rivals.CalibratedSplitter(above) for above in (0.5, 0.7, 0.9)],
+        [rivals.FeatureSplitter(*how) for how in ((1.1,), (1.25,), (1.25, False))],
+        [rivals.GradientSplitter(*how) for how in ((10.0,), (100.0,), (1.5, "margin"))],
     ]
 
 # %% ../../nbs/study/07_criteria.ipynb #c007b
@@ -73,9 +66,8 @@ def scoring(splitter: dict[str, Any]) -> str:
     Args:
         splitter: its configuration, as a record has it
     """
-    return json.dumps(
-        {name: value for name, value in splitter.items() if name not in CUTS}, sort_keys=True
-    )
+    decisive = {name: value for name, value in splitter.items() if name not in CUTS}
+    return json.dumps(decisive, sort_keys=True)
 
 # %% ../../nbs/study/07_criteria.ipynb #c008a
 def auroc(scores: Tensor, ood: Tensor) -> float | None:
@@ -88,14 +80,10 @@ def auroc(scores: Tensor, ood: Tensor) -> float | None:
     Returns:
         0 to 1; None when all images are of one side
     """
-    if (
-        check_is("scores", scores, Tensor).shape != check_is("ood", ood, Tensor).shape
-        or ood.dtype != torch.bool
-    ):
-        raise InputError(
-            f"ood must be bool, one for each of {len(scores)} scores, got {ood.dtype} of shape"
-            f" {list(ood.shape)}"
-        )
+    shape = check_is("scores", scores, Tensor).shape
+    if check_is("ood", ood, Tensor).shape != shape or ood.dtype != torch.bool:
+        given = f"{ood.dtype} of shape {list(ood.shape)}"
+        raise InputError(f"ood must be bool, one for each of {len(scores)} scores, got {given}")
     if ood.all() or not ood.any():
         return None
     return float(roc_auc_score(ood.cpu().numpy(), scores.double().nan_to_num().cpu().numpy()))
@@ -117,7 +105,7 @@ def scores_after(
         [N]
     """
     splitter, scores = check_is("splitter", splitter, Splitter).fresh_copy(), []
-    learns = isinstance(splitter, LearningSplitter)
+    learns = isinstance(splitter, rivals.LearningSplitter)
     with frozen(teacher), torch.enable_grad():
         for part in seen.split(batch) if learns else ():
             part = part.detach().requires_grad_()
@@ -125,11 +113,10 @@ def scores_after(
         for part in images.split(batch):
             part = part.detach().requires_grad_()
             logits = teacher(part)
-            scores.append(
-                splitter.rate(*splitter.measure(teacher, part, logits))
-                if learns
-                else splitter.score(teacher, part, logits)
-            )
+            if learns:
+                scores.append(splitter.rate(*splitter.measure(teacher, part, logits)))
+            else:
+                scores.append(splitter.score(teacher, part, logits))
     return torch.cat(scores).detach()
 
 # %% ../../nbs/study/07_criteria.ipynb #c010a
@@ -160,9 +147,8 @@ def measure_scores(
     n, images = sum(map(len, sides)), torch.cat([*sides, synthetic])
     real_ood = torch.arange(n, device=images.device) >= len(sides[0])
     measured = []
-    for text, splitter in {
-        scoring(as_config(splitter)): splitter for splitter in splitters
-    }.items():
+    distinct = {scoring(as_config(splitter)): splitter for splitter in splitters}
+    for text, splitter in distinct.items():
         scores = scores_after(splitter, teacher, images, synthetic)
         real, made = auroc(scores[:n], real_ood), auroc(scores[n:], ood)
         measured.append({"scoring": text, "real": real, "synthetic": made})
@@ -204,8 +190,7 @@ def best_settings(records: Sequence[Record]) -> list[Splitter]:
     """
 
     def mean_merit(splitter: Splitter) -> float:
-        return mean(
-            merit(record) for record in records if splitter_of(record) == as_config(splitter)
-        )
+        config = as_config(splitter)
+        return mean(merit(record) for record in records if splitter_of(record) == config)
 
     return [max(some, key=mean_merit) for some in candidates()]

@@ -18,7 +18,7 @@ from ..data.tasks import Task
 from ..inside.checks import check_is, check_range
 from ..inside.errors import InputError, brief
 from ..inside.tensors import check_images
-from .metrics import predict
+from .metrics import percent, predict
 from ..teachers.examine import device_of
 from ..teachers.networks import build_network
 from ..teachers.observation import frozen, observe
@@ -100,21 +100,15 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
         squared distance of the two Gaussians, in squared units of the features
     """
     for name, group in (("first", first), ("second", second)):
-        if (
-            check_is(name, group, Tensor).ndim != 2
-            or len(group) < 2
-            or group.shape[1] != first.shape[1]
-            or not group.isfinite().all()
-        ):
-            raise InputError(
-                f"{name} must be features [N, F], finite, with N at least 2 and the same F,"
-                f" got {brief(group)} of shape {list(group.shape)}"
-            )
+        matrix = check_is(name, group, Tensor).ndim == 2 and len(group) > 1
+        if not (matrix and group.shape[1] == first.shape[1] and group.isfinite().all()):
+            wanted = "features [N, F], finite, with N at least 2 and the same F"
+            given = f"{brief(group)} of shape {list(group.shape)}"
+            raise InputError(f"{name} must be {wanted}, got {given}")
     first, second = first.double(), second.double()
     a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (first, second))
-    overlap = torch.linalg.svdvals(
-        torch.linalg.qr(a, mode="r").R @ torch.linalg.qr(b, mode="r").R.T
-    ).sum()
+    r_a, r_b = (torch.linalg.qr(x, mode="r").R for x in (a, b))
+    overlap = torch.linalg.svdvals(r_a @ r_b.T).sum()
     apart = (first.mean(0) - second.mean(0)).square().sum()
     return max(0.0, (apart + a.square().sum() + b.square().sum() - 2 * overlap).item())
 
@@ -185,16 +179,13 @@ class DomainEvaluator:
             OOD share, counts of classes, OOD images in each, distances
         """
         ood, answers, k = self.is_ood(images), predict(teacher, images), self.task.num_classes
-        counts = {
-            "classes": answers.bincount(minlength=k).tolist(),
-            "ood_classes": answers[ood].bincount(minlength=k).tolist(),
-        }
-        return {"ood": 100 * ood.float().mean().item(), **counts, **self.distances(images)}
+        of_all, of_ood = (x.bincount(minlength=k).tolist() for x in (answers, answers[ood]))
+        counts = {"classes": of_all, "ood_classes": of_ood}
+        return {"ood": percent(ood), **counts, **self.distances(images)}
 
     def real_images(self) -> dict[str, Any]:
         "How the measures do on real test images."
         sets = {"id": self.task.id.test.images, "ood": self.task.ood.test.images}
         return {
-            name: {"ood": 100 * self.is_ood(x).float().mean().item(), **self.distances(x)}
-            for name, x in sets.items()
+            name: {"ood": percent(self.is_ood(x)), **self.distances(x)} for name, x in sets.items()
         }

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SNAPSHOTS', 'MEASURES', 'Extra', 'slug', 'digest_of', 'Teachers', 'run_key', 'Cell',
-           'Run', 'distil_student', 'radius_counts', 'class_counts', 'measure_student', 'plan_grid',
-           'run_grid', 'Variant', 'reuse_records', 'run_variants']
+           'Run', 'distil_student', 'radius_counts', 'measure_student', 'plan_grid', 'run_grid',
+           'Variant', 'reuse_records', 'run_variants']
 
 # %% ../../nbs/study/03_grid.ipynb #c003
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,18 +29,9 @@ from ..inside.runtime import as_config, progress, provenance, seeded, versions
 from ..method.distill import distill
 from ..method.run import Distilled
 from ..method.splitter import GRID, radius
-from .metrics import evaluator
-from atesc.study.presets import (
-    BASELINES,
-    STUDENTS,
-    STUDY,
-    Preset,
-    distill_config,
-    iterations_of,
-    objective_for,
-    settings_of,
-    synthesizer_for,
-)
+from .domain_eval import evenly
+from .metrics import evaluator, predict
+from .presets import BASELINES, STUDENTS, STUDY, Preset, settings_of, synthesizer_for
 from ..teachers.networks import build_network
 from ..teachers.saved import load_model, save_model
 from ..teachers.training import train_ntl, train_sl
@@ -164,8 +156,7 @@ class Cell(NamedTuple):
 SNAPSHOTS = 48  # images of the generator that are kept at each point of a curve
 
 
-@dataclass
-class Run:
+class Run(NamedTuple):
     "One trained student, not yet measured."
 
     result: Distilled  # student, objective's reports, teacher passes
@@ -195,9 +186,9 @@ def distil_student(
     name, method = STUDENTS[choose("student", student, STUDENTS)]
     task, seed = teachers.task, teachers.seed
     cell = Cell(task.name, seed, baseline, student)
+    settings = settings_of(preset, baseline, method)
     synthesizer = synthesizer_for(preset, baseline, task.num_classes, seed)
-    iterations = iterations_of(preset, baseline)
-    every = -(-iterations // preset.curve_points)
+    every = -(-settings["iterations"] // preset.curve_points)
 
     def snapshot(model: nn.Module) -> dict[str, Any]:
         weights = model.state_dict().items()
@@ -208,10 +199,10 @@ def distil_student(
         teachers[name],
         build_network(preset.student_network, task.num_classes, seed=seed + 1),
         synthesizer=synthesizer,
-        objective=objective_for(preset, method, baseline),
-        iterations=iterations,
+        objective=settings["objective"],
+        iterations=settings["iterations"],
         seed=seed,
-        config=distill_config(preset, baseline),
+        config=settings["distill"],
         evaluate=snapshot,
         eval_every=every,
         checkpoint=cell.checkpoint(checkpoints, preset, watched),
@@ -236,18 +227,10 @@ def radius_counts(teacher: nn.Module, images: Tensor, most: int = 1024) -> list[
     Returns:
         images that flip at each eps of GRID, and last those that never do
     """
-    if len(images) > most:
-        images = images[torch.linspace(0, len(images) - 1, most, device=images.device).long()]
-    radii = torch.cat([radius(teacher, part) for part in images.split(128)])  # for memory
+    parts = evenly(images, most).split(128)  # for memory
+    radii = torch.cat([radius(teacher, part) for part in parts])
     edges = torch.tensor([*GRID, float("inf")], device=radii.device)
     return torch.bucketize(radii, edges).bincount(minlength=len(edges)).tolist()
-
-
-def class_counts(teacher: nn.Module, images: Tensor, num_classes: int) -> list[int]:
-    "Images of each class, by the teacher's answers."
-    with torch.no_grad():
-        labels = torch.cat([teacher(part).argmax(1) for part in images.split(512)])
-    return labels.bincount(minlength=num_classes).tolist()
 
 # %% ../../nbs/study/03_grid.ipynb #c010d
 MEASURES = ("iacc", "oacc", "olacc", "asr", "mislead")
@@ -272,6 +255,7 @@ def measure_student(key: dict[str, Any], teachers: Teachers, run: Run) -> dict[s
     groups = {"id": task.id.test.images, "ood": task.ood.test.images, "synthetic": run.images}
     radii = {name: radius_counts(teacher, images) for name, images in groups.items()}
     of_teacher = evaluate(teacher)
+    classes = predict(teacher, run.images).bincount(minlength=task.num_classes)
     return {
         **{name: value for name, value in key.items() if name != "config"},
         "kind": task.kind,
@@ -284,7 +268,7 @@ def measure_student(key: dict[str, Any], teachers: Teachers, run: Run) -> dict[s
         "teacher_passes": asdict(run.result.passes),
         "curve": curve,
         "warnings": run.result.warnings,
-        "synthetic": {"classes": class_counts(teacher, run.images, task.num_classes)},
+        "synthetic": {"classes": classes.tolist()},
         "radius": {"eps": list(GRID), **radii},
         "config": key["config"],
         **provenance(teachers.device),
@@ -299,16 +283,6 @@ def plan_grid(
 ) -> list[Cell]:
     "All combinations, in an order in which the teachers of a task and seed are made once."
     return [Cell(t, s, b, m) for t in tasks for s in seeds for b in baselines for m in students]
-
-# %% ../../nbs/study/03_grid.ipynb #c012c
-def _teachers_of(
-    cell: Cell, last: Teachers | None, preset: Preset, device: torch.device, folder: Path
-) -> Teachers:
-    "The last cell's teachers if they are this cell's, or new ones; the task is loaded once."
-    task = last.task if last and last.task.name == cell.task else load_task(cell.task, preset.size)
-    if last and (last.task.name, last.seed) == (cell.task, cell.seed):
-        return last
-    return Teachers(preset, task, cell.seed, device, folder)
 
 # %% ../../nbs/study/03_grid.ipynb #c013
 Extra = Callable[[Teachers, dict[str, Any], Run], dict[str, Any]]
@@ -345,13 +319,17 @@ def run_grid(
     missing = [cell for cell, key in zip(cells, wanted) if key not in on_record]
     for cell in set(cells) - set(missing):  # a run may have been stopped after its record
         delete_checkpoint(cell.checkpoint(checkpoints, preset, watched))
-    controls, teachers = {}, None
+    load, controls = lru_cache(1)(load_task), {}
+
+    @lru_cache(1)
+    def teachers_of(task: str, seed: int) -> Teachers:
+        return Teachers(preset, load(task, preset.size), seed, device, Path(out) / "teachers")
+
     for _, cell in zip(progress(len(missing), experiment), missing):
-        teachers = _teachers_of(cell, teachers, preset, device, Path(out) / "teachers")
+        teachers = teachers_of(cell.task, cell.seed)
         control = (teachers.digest("sl"), *cell[1:])
-        run = controls.get(control) or distil_student(
-            preset, teachers, cell.student, cell.baseline, watched, checkpoints
-        )
+        how = cell.student, cell.baseline, watched, checkpoints
+        run = controls.get(control) or distil_student(preset, teachers, *how)
         if STUDENTS[cell.student][0] == "sl":
             controls[control] = run
         record = measure_student(cell.key(experiment, preset), teachers, run)
@@ -380,12 +358,11 @@ def reuse_records(experiment: str, wanted: dict[str, str], shared: str | Path, o
     """
     path = Path(out) / "records.jsonl"
     on_record = {record_key(record) for record in load_records(path)}
-    for file in sorted(Path(shared).rglob("records.jsonl")):
-        for record in load_records(file):
-            record = {**record, "experiment": experiment}
-            if (key := record_key(record)) in wanted and key not in on_record:
-                append_records(path, [{**record, "variant": wanted[key]}])
-                on_record.add(key)
+    for record in load_records(shared):
+        record = {**record, "experiment": experiment}
+        if (key := record_key(record)) in wanted and key not in on_record:
+            append_records(path, [{**record, "variant": wanted[key]}])
+            on_record.add(key)
 
 # %% ../../nbs/study/03_grid.ipynb #n001b
 def run_variants(
@@ -411,18 +388,12 @@ def run_variants(
     Returns:
         name -> a record a seed
     """
-    seeds, cells = list(seeds), {}
-    for name, (_, student, baseline) in variants.items():
-        cells[name] = plan_grid([task], seeds, [baseline], [student])
-    if shared:
-        wanted = {
-            record_key(cell.key(experiment, variants[name].preset)): name
-            for name in variants
-            for cell in cells[name]
-        }
-        reuse_records(experiment, wanted, shared, out)
-    records = {}
-    for name, variant in variants.items():
+    seeds, records = list(seeds), {}
+    for name, (preset, student, baseline) in variants.items():
+        cells = plan_grid([task], seeds, [baseline], [student])
+        if shared:
+            wanted = {record_key(cell.key(experiment, preset)): name for cell in cells}
+            reuse_records(experiment, wanted, shared, out)
         named = lambda *_, name=name: {"variant": name}  # noqa: E731
-        records[name] = run_grid(experiment, variant.preset, cells[name], out, device, also=named)
+        records[name] = run_grid(experiment, preset, cells, out, device, also=named)
     return records

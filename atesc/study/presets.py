@@ -32,12 +32,8 @@ from ..teachers.training import TeacherConfig
 # %% ../../nbs/study/02_presets.ipynb #c006
 BASELINES = ("dfq", "cmi", "nayer")
 GENERATORS = ("dcgan", "biggan")
-METHODS = {  # name -> title
-    "plain": "plain KD",
-    "ckd": "calibrated KD",
-    "atesc": "ATEsc",
-    "decoy": "DecoyEscape",
-}
+# name -> title
+METHODS = {"plain": "plain KD", "ckd": "calibrated KD", "atesc": "ATEsc", "decoy": "DecoyEscape"}
 STUDENTS = {  # name -> (teacher, method)
     f"{teacher}-{method}": (teacher, method) for teacher in ("sl", "ntl") for method in METHODS
 }
@@ -76,25 +72,21 @@ class Preset:
 
     def __post_init__(self):
         check_types(self)
-        for task in check_not_empty("Preset.tasks", self.tasks):
-            self._checked("tasks", check_task, task)
+        parts = [("tasks", check_task, t) for t in check_not_empty("Preset.tasks", self.tasks)]
         for name in ("teacher_network", "student_network"):
-            self._checked(name, check_network, getattr(self, name))
+            parts.append((name, check_network, getattr(self, name)))
+        for name, check, value in parts:
+            try:
+                check(value)
+            except ConfigError as error:
+                raise ConfigError(f"Preset.{name}: {error}") from error
         choose("generator", self.generator, GENERATORS)
         check_range("size", self.size, 8, 64, whole=True, multiple=4)
-        for name in ("iterations", "rounds", "curve_points", "synthetic_images"):
-            check_range(name, getattr(self, name), 1)
-        for name in ("latent_dim", "generator_width"):
+        whole = ("iterations", "rounds", "curve_points", "synthetic_images", "latent_dim")
+        for name in (*whole, "generator_width"):
             check_range(name, getattr(self, name), 1)
         for name in ("temperature", "round_temperature"):
             check_range(name, getattr(self, name), 1e-3)
-
-    @staticmethod
-    def _checked(name: str, check: Any, value: str) -> None:
-        try:
-            check(value)
-        except ConfigError as error:
-            raise ConfigError(f"Preset.{name}: {error}") from error
 
     @property
     def task(self) -> str:
@@ -247,9 +239,8 @@ def generator_for(preset: Preset, num_classes: int, seed: int) -> nn.Module:
 
 def synthesizer_for(preset: Preset, baseline: str, num_classes: int, seed: int) -> Synthesizer:
     "The synthesizer of a baseline, with the preset's settings and a fresh generator."
-    choose("baseline", baseline, BASELINES)
+    in_rounds(preset, baseline)
     check_range("num_classes", num_classes, 2, whole=True)
-    check_is("preset", preset, Preset)
     if baseline == "nayer":
         inner = generator_for(replace(preset, generator="dcgan"), num_classes, seed)
         return NAYER(NoisyGenerator(inner, orthogonal_embedding(num_classes)), preset.nayer)

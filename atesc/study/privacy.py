@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -122,11 +123,9 @@ def roc(scores: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     if inside.all() or not inside.any():
         sizes = f"{int(inside.sum())} and {int((~inside).sum())}"
         raise InputError(f"a ROC curve needs members and non-members; got {sizes}")
-    values, place = scores.unique(return_inverse=True)
-    counts = [place[side].bincount(minlength=len(values)) for side in (~inside, inside)]
-    above = F.pad(torch.stack(counts).flip(1).cumsum(1), (1, 0)).double()
-    false, true = above / above[:, -1:]
-    return false, true
+    sides = inside.cpu().numpy(), scores.cpu().numpy()
+    false, true, _ = roc_curve(*sides, drop_intermediate=False)
+    return torch.from_numpy(false), torch.from_numpy(true)
 
 # %% ../../nbs/study/08_privacy.ipynb #c012c
 FPRS = tuple(round(10 ** (k / 10 - 1), 3) for k in range(31))  # %, 0.1 to 100: points of a curve

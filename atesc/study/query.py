@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['Record', 'Field', 'Fields', 'GAP', 'TEACHERS', 'TITLES', 'MEASURES', 'KNOWLEDGE',
-           'COMPUTED', 'IMAGES', 'ood_knowledge', 'value_of', 'named', 'ranked_classes',
-           'flip_curves', 'committed', 'check_records', 'select', 'groups', 'mean_std',
-           'check_seeds', 'query', 'Difference', 'paired']
+           'COMPUTED', 'IMAGES', 'ood_knowledge', 'value_of', 'title_of', 'named', 'ranked_classes',
+           'flip_curves', 'committed', 'select', 'groups', 'mean_std', 'check_seeds', 'query',
+           'Difference', 'paired']
 
 # %% ../../nbs/study/04_query.ipynb #q003
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product
 from math import nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy.special import stdtrit
@@ -51,11 +50,9 @@ MEASURES = {  # field -> title
     "asr": "ASR %",
     "ood": "OOD knowledge %",
     "mean_iacc": "mean IAcc %",
-    "teacher_iacc": "teacher IAcc %",
-    "teacher_oacc": "teacher OAcc %",
-    "teacher_olacc": "teacher OLAcc %",
-    "teacher_asr": "teacher ASR %",
 }
+for name in ("iacc", "oacc", "olacc", "asr"):
+    MEASURES[f"teacher_{name}"] = f"teacher {MEASURES[name]}"
 KNOWLEDGE = {"close-set": "mislead", "open-set": "olacc", "backdoor": "asr"}  # by kind of task
 
 # %% ../../nbs/study/04_query.ipynb #q009
@@ -81,6 +78,11 @@ def value_of(record: Record, field: Field) -> Any:
     if callable(field):
         return field(record)
     return COMPUTED[field](record) if field in COMPUTED.keys() - record.keys() else record[field]
+
+
+def title_of(name: str) -> str:
+    "A measure's title, or the name itself."
+    return MEASURES.get(name, name)
 
 
 def named(fields: Fields) -> dict[str, Field]:
@@ -121,19 +123,14 @@ def flip_curves(records: Sequence[Record]) -> list[Record]:
     return flips
 
 # %% ../../nbs/study/04_query.ipynb #q012
-def committed(experiment: str, preset: str = "") -> list[Record]:
+def committed(experiment: str = "", preset: str = "") -> list[Record]:
     """The records that come with a checkout; none in an installed package.
 
     Args:
-        experiment: a folder of results/
+        experiment: a folder of results/; empty: all of them
         preset: a folder in it; empty: all records of the experiment
     """
     return load_records(Path(atesc.__file__).resolve().parents[1] / "results" / experiment / preset)
-
-
-def check_records(records: Sequence[Record]) -> Sequence[Record]:
-    "`records`, or `WrongType` unless they are a list of records, as `load_records` reads them."
-    return check_list("records", records, dict)
 
 
 def select(records: Sequence[Record], **equal: Any) -> list[Record]:
@@ -143,14 +140,12 @@ def select(records: Sequence[Record], **equal: Any) -> list[Record]:
         records: to choose from
         **equal: field -> value; a computed field such as student counts too
     """
-    return [
-        record
-        for record in check_records(records)
-        if all(
-            (value_of(record, name) if name in COMPUTED else record.get(name)) == value
-            for name, value in equal.items()
-        )
-    ]
+    check_list("records", records, dict)
+
+    def get(record: Record, name: str) -> Any:
+        return value_of(record, name) if name in COMPUTED else record.get(name)
+
+    return [r for r in records if all(get(r, name) == value for name, value in equal.items())]
 
 # %% ../../nbs/study/04_query.ipynb #q015
 def groups(
@@ -167,7 +162,7 @@ def groups(
         titles of the values -> records; with levels also the combinations that were not run
     """
     by, levels, divided = named(by), levels or {}, {}
-    for record in check_records(records):
+    for record in check_list("records", records, dict):
         key = tuple(value_of(record, field) for field in by.values())
         divided.setdefault(key, []).append(record)
     axes = []
@@ -176,10 +171,9 @@ def groups(
         known = list(TITLES.get(name, ()))
         ordered = sorted(present, key=lambda v: known.index(v) if v in known else len(known))
         axes.append(levels.get(name, ordered))
+    titles = [TITLES.get(name, {}) for name in by]
     return {
-        tuple(TITLES.get(name, {}).get(value, value) for name, value in zip(by, key)): divided.get(
-            key, []
-        )
+        tuple(known.get(value, value) for known, value in zip(titles, key)): divided.get(key, [])
         for key in product(*axes)
         if key in divided or levels
     }
@@ -196,9 +190,7 @@ def mean_std(values: Iterable[float | None], digits: int = 1) -> str:
         "97.3 ± 0.4", "97.3" for one value, a dash for none
     """
     check_range("digits", digits, 0, whole=True)
-    measured = [value for value in values if value is not None]
-    for value in measured:
-        check_is("values: each", value, int, float)
+    measured = [check_is("values: each", v, int, float) for v in values if v is not None]
     if not measured:
         return GAP
     text = f"{mean(measured):.{digits}f}"
@@ -211,17 +203,15 @@ def check_seeds(students: Sequence[Record]) -> None:
     if len(set(seeds)) < len(seeds):
         names = ("experiment", "task", "teacher", "baseline", "method", "variant", "case")
         differ = [name for name in names if len({str(r.get(name)) for r in students}) > 1]
-        raise InputError(
-            f"records of one cell must have different seeds, got {seeds}; they differ in "
-            f"{', '.join(differ) or 'none of the usual fields'}: divide or select by it"
-        )
+        fields = ", ".join(differ) or "none of the usual fields"
+        text = f"records of one cell must have different seeds, got {seeds}; they differ in"
+        raise InputError(f"{text} {fields}: divide or select by it")
 
 # %% ../../nbs/study/04_query.ipynb #q020
 def _index(keys: Sequence[tuple], names: Sequence[str]) -> pd.Index:
     "Keys of one name are plain labels, others are a `MultiIndex`."
-    if len(names) == 1:
-        return pd.Index([key[0] for key in keys], name=names[0])
-    return pd.MultiIndex.from_tuples(keys, names=names)
+    index = pd.MultiIndex.from_tuples(keys, names=names)
+    return index if len(names) > 1 else index.get_level_values(0)
 
 
 def query(
@@ -248,24 +238,21 @@ def query(
     check_not_empty("rows", rows := named(rows))
     columns, values = named(columns), named(values)
     cells = groups(records, {**rows, **columns})
-    row_keys, column_keys = list(groups(records, rows, levels)), [()]
-    if columns:
-        column_keys = list(groups(records, columns, levels))
-    table = []
-    for row in row_keys:
-        table.append([])
-        for column in column_keys:
-            check_seeds(group := cells.get(row + column, []))
-            for field in values.values():
-                table[-1].append(mean_std((value_of(r, field) for r in group), digits))
-            table[-1].append(len(group) or GAP)
-    shown = [*(MEASURES.get(name, name) for name in values), "n"]
+    row_keys = list(groups(records, rows, levels))
+    column_keys = list(groups(records, columns, levels)) if columns else [()]
+
+    def texts(group: Sequence[Record]) -> list[Any]:
+        check_seeds(group)
+        means = [mean_std((value_of(r, f) for r in group), digits) for f in values.values()]
+        return [*means, len(group) or GAP]
+
+    table = [sum((texts(cells.get(r + c, [])) for c in column_keys), []) for r in row_keys]
+    shown = [*map(title_of, values), "n"]
     titles = [column + (title,) for column in column_keys for title in shown]
     return pd.DataFrame(table, _index(row_keys, list(rows)), _index(titles, [*columns, ""]))
 
 # %% ../../nbs/study/04_query.ipynb #q025
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     "A mean of paired differences with its 95 % confidence interval."
 
     mean: float
@@ -283,10 +270,9 @@ def _by_identity(records: Sequence[Record], identity: Sequence[str]) -> dict[tup
     "What else identifies a run -> its record, which must be the only one."
     by = {tuple(record.get(name) for name in identity): record for record in records}
     if len(by) < len(records):
-        raise InputError(
-            f"records must differ in {', '.join(identity)}, got {len(records)} records "
-            f"of {len(by)} runs: add a field to one and other, or select"
-        )
+        given = f"{len(records)} records of {len(by)} runs"
+        advice = "add a field to one and other, or select"
+        raise InputError(f"records must differ in {', '.join(identity)}, got {given}: {advice}")
     return by
 
 
@@ -309,9 +295,7 @@ def paired(
     identity = [name for name in ("task", "teacher", "baseline", "seed") if name not in fixed]
     ones = _by_identity(select(records, **one), identity)
     others = _by_identity(select(records, **other), identity)
-    pairs = [
-        (value_of(ones[key], field), value_of(others[key], field)) for key in ones if key in others
-    ]
+    pairs = [[value_of(r[key], field) for r in (ones, others)] for key in ones if key in others]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     n, centre = len(differences), mean(differences) if differences else nan
     half = stdtrit(n - 1, 0.975) * stdev(differences) / sqrt(n) if n > 1 else nan
