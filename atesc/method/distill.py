@@ -18,15 +18,7 @@ from ..inside.checks import check_is, check_methods, check_range
 from ..inside.errors import ConfigError
 from ..inside.runtime import progress, seeded
 from ..inside.tensors import check_images
-from atesc.method.callbacks import (
-    Callback,
-    Clock,
-    Evaluation,
-    FiniteLoss,
-    Saving,
-    TeacherPasses,
-    attached,
-)
+from .callbacks import Callback, Costs, Evaluation, FiniteLoss, Saving, attached
 from .objectives import DecoyEscape, Objective
 from .run import DistillConfig, Distilled, Run, generator_step, student_step
 from .watch import Watch
@@ -84,20 +76,15 @@ def default_synthesizer(size: int | None, channels: int, seed: int) -> Synthesiz
 
 
 def check_stages(
-    teacher: nn.Module,
-    student: nn.Module,
-    synthesizer: Synthesizer,
-    objective: Objective,
-    config: DistillConfig,
-) -> tuple[nn.Module, nn.Module, Synthesizer, Objective, DistillConfig]:
-    "The stages of a run on the teacher's device; `AtescError` unless the loop can call them."
+    teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer, objective: Objective
+) -> None:
+    "Move all to the teacher's device; `AtescError` unless the loop can call them."
     check_methods("synthesizer", synthesizer, "update", "sample")
     check_methods("objective", objective, "start", "score", "update", "distilled", "loss")
     device = device_of(teacher, "teacher")
     device_of(student, "student")
     student.to(device)
     synthesizer.generator.to(device)
-    return teacher, student, synthesizer, objective, config
 
 # %% ../../nbs/method/09_distill.ipynb #c009b
 def default_callbacks(
@@ -109,7 +96,7 @@ def default_callbacks(
 ) -> list[Callback]:
     "The callbacks of every run, in the order in which they are called; arguments of `distill`."
     check_range("eval_every", eval_every, 1, whole=True)
-    callbacks = [TeacherPasses(), FiniteLoss(), Watch(), Clock(), *more]
+    callbacks = [FiniteLoss(), Watch(), Costs(), *more]
     callbacks += [Evaluation(evaluate, eval_every)] if evaluate else []
     return [*callbacks, Saving(checkpoint, checkpoint_every, callbacks, eval_every=eval_every)]
 
@@ -158,17 +145,15 @@ def distill(
     Example:
         >>> print(distill(teacher, student, size=32))
     """
-    stages = check_stages(
-        teacher,
-        student,
-        default_synthesizer(size, channels, seed) if synthesizer is None else synthesizer,
-        DecoyEscape() if objective is None else objective,
-        check_is("config", config, DistillConfig),
-    )
+    synthesizer = default_synthesizer(size, channels, seed) if synthesizer is None else synthesizer
+    objective = DecoyEscape() if objective is None else objective
+    check_is("config", config, DistillConfig)
     check_range("iterations", iterations, 1, whole=True)
+    check_stages(teacher, student, synthesizer, objective)
     hooks = default_callbacks(evaluate, eval_every, checkpoint, checkpoint_every, callbacks)
     with seeded(seed), frozen(teacher), torch.enable_grad():
-        run = Run(*stages, iterations, seed, desc, *check_pair(*stages[:3]))
+        pair = check_pair(teacher, student, synthesizer)
+        run = Run(teacher, student, synthesizer, objective, config, iterations, seed, desc, *pair)
         with attached(hooks, run):
             train(run, hooks)
     student.eval()

@@ -11,12 +11,13 @@ __all__ = ['SLACK', 'GRID', 'Split', 'SplitWarning', 'Splitter', 'margin', 'soft
 import warnings
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_not_empty, check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields, check_is, check_not_empty, check_range
 from ..inside.tensors import check_images, checked_logits, refuse_probabilities
 from ..teachers.observation import frozen
 
@@ -43,7 +44,7 @@ class SplitWarning(UserWarning):
     "A split puts all images into one group."
 
 # %% ../../nbs/method/01_splitter.ipynb #c006
-class Splitter:
+class Splitter(Stateful):
     "Splits images by what the teacher does with them; a subclass has a score and a threshold."
 
     ENOUGH = 8  # a warning is given from so many images on, if all are in one group
@@ -64,15 +65,6 @@ class Splitter:
         other = copy(self)
         other.start()
         return other
-
-    def state_dict(self) -> dict[str, Any]:
-        "What is known of the images so far, as tensors and plain data."
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        for name in self.STATE:
-            setattr(self, name, state[name])
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """Scores [N] of images, higher for more robust ones.
@@ -280,11 +272,7 @@ class PGDSplitter(Splitter):
     }
 
     def __post_init__(self):
-        check_types(self)
-        check_range("PGDSplitter.eps", self.eps, 0, 1)
-        check_range("PGDSplitter.steps", self.steps, 1)
-        if self.step_size is not None:
-            check_range("PGDSplitter.step_size", self.step_size, 0, 1)
+        check_fields(self, eps=(0, 1), steps=1, step_size=(0, 1))
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Margin [N] of the teacher's own labels at the last point of the attack."
@@ -422,9 +410,7 @@ class RadiusSplitter(Splitter):
     adapts = True
 
     def __post_init__(self):
-        check_types(self)
-        check_range("RadiusSplitter.factor", self.factor, 1)
-        check_range("RadiusSplitter.min_images", self.min_images, 1)
+        check_fields(self, factor=1, min_images=1)
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "First-order adversarial radius [N]."
