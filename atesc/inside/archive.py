@@ -98,14 +98,13 @@ MOST_PICKLE = 2**21  # bytes of data.pkl or of the table of contents; a DenseNet
 def _check_entry(name: str, entry: zipfile.ZipInfo) -> None:
     "Raise `ValueError` for an entry that torch does not write; `name` leaves out the folder."
     size, stored = entry.file_size, entry.compress_size
+    what = f"the entry {brief(name)}"
     if not name or name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"the entry {brief(entry.filename)} lies outside of it")
+        raise ValueError(f"{what} lies outside of it")
     if entry.compress_type != zipfile.ZIP_STORED or stored != size:
-        raise ValueError(f"the entry {brief(name)} is compressed, to {stored} bytes from {size}")
+        raise ValueError(f"{what} is compressed, to {stored} bytes from {size}")
     if not name.startswith("data/") and size > MOST_PICKLE:
-        raise ValueError(
-            f"the entry {brief(name)} has {size} bytes, at most {MOST_PICKLE} are read"
-        )
+        raise ValueError(f"{what} has {size} bytes, at most {MOST_PICKLE} are read")
 
 # %% ../../nbs/inside/06_archive.ipynb #a046
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:

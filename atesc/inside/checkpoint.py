@@ -176,18 +176,14 @@ def _check_same_run(path: Path, there: dict[str, Any], here: dict[str, Any]) -> 
     phrases = differences(there, here)
     initial = [text for text in phrases if text.partition(" is ")[0].endswith(INITIAL_WEIGHTS)]
     others = [text for text in phrases if text not in initial]
+    what = f"checkpoint {str(path)!r}"
     for text in initial:
-        warnings.warn(
-            f"checkpoint {str(path)!r}: {text}; the run goes on with the weights in the checkpoint",
-            CheckpointWarning,
-            stacklevel=5,
-        )
+        goes_on = "the run goes on with the weights in the checkpoint"
+        warnings.warn(f"{what}: {text}; {goes_on}", CheckpointWarning, stacklevel=5)
     if others:
         listed = "; ".join(others[:5]) + (f", and {len(others) - 5} more" if others[5:] else "")
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} is of another run: {listed}; "
-            "go on with its settings, give another path, or delete it"
-        )
+        advice = "go on with its settings, give another path, or delete it"
+        raise CheckpointError(f"{what} is of another run: {listed}; {advice}")
 
 # %% ../../nbs/inside/08_checkpoint.ipynb #k015
 class Checkpoint:

@@ -130,11 +130,8 @@ def _to_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
 
 # %% ../../nbs/inside/05_records.ipynb #r023
 def _warn_torn(path: Path, line: bytes, done: str) -> None:
-    warnings.warn(
-        f"{path}: the last line is incomplete ({len(line)} bytes); it is {done}",
-        RecordWarning,
-        stacklevel=3,
-    )
+    text = f"{path}: the last line is incomplete ({len(line)} bytes); it is {done}"
+    warnings.warn(text, RecordWarning, stacklevel=3)
 
 
 def append_records(path: str | Path, records: list[dict[str, Any]]) -> Path:

@@ -90,8 +90,7 @@ def _zip_members(file: BinaryIO) -> Iterator[_Member]:
 # %% ../../nbs/inside/10_unpack.ipynb #h015
 def _members(archive: Path) -> Iterator[_Member]:
     with open(archive, "rb") as file:
-        start = file.read(4)
-        file.seek(0)
+        start = file.peek(4)
         if start.startswith(b"PK"):
             yield from _zip_members(file)
         elif start.startswith(b"\x1f\x8b"):

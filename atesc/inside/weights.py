@@ -57,9 +57,8 @@ def pack_safetensors(state: dict[str, Tensor]) -> bytes:
         try:
             safetensors.torch.save({name: torch.empty(0, dtype=value.dtype)})
         except KeyError:
-            raise InputError(
-                f"{name!r} cannot be saved: safetensors has no {value.dtype}"
-            ) from None
+            reason = f"safetensors has no {value.dtype}"
+            raise InputError(f"{name!r} cannot be saved: {reason}") from None
         plain[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return safetensors.torch.save(plain)
 

@@ -9,6 +9,7 @@ __all__ = ['Callback', 'attached', 'Costs', 'FiniteLoss', 'Evaluation', 'Saving'
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,10 @@ class Saving(Callback):
     def start(self, run: Run) -> None:
         "Go on from the file, if it is there; `run.iteration` is then what is done."
         self.stack = ExitStack()
-        checkpoint = Checkpoint(
-            self.path, lambda path: run_fingerprint(run, path, **self.settings), self.every
-        )
-        self.checkpoint = self.stack.enter_context(checkpoint)
-        checkpoint.resume(run.device, lambda state: self.restore(run, state))
-        run.iteration = checkpoint.step
+        describe = partial(run_fingerprint, run, **self.settings)
+        self.checkpoint = self.stack.enter_context(Checkpoint(self.path, describe, self.every))
+        self.checkpoint.resume(run.device, partial(self.restore, run))
+        run.iteration = self.checkpoint.step
 
     def before(self, run: Run) -> None:
         "From the first iteration on, Ctrl-C waits for the end of one."
@@ -140,7 +139,7 @@ class Saving(Callback):
             self.deferred = True
 
     def after(self, run: Run) -> None:
-        self.checkpoint.step_done(lambda: self.state(run), last=run.iteration == run.iterations)
+        self.checkpoint.step_done(partial(self.state, run), last=run.iteration == run.iterations)
 
     def close(self, run: Run) -> None:
         self.stack.close()

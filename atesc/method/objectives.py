@@ -337,12 +337,7 @@ class DecoyEscape(PlainKD):
     def doubts(self) -> dict[str, str]:
         return line_up_doubts(self.source.line_up)
 
-    def state_dict(self) -> dict[str, Any]:
-        started = {"source": self.source.state_dict(), "decoys": self.decoys is not None}
-        return {**super().state_dict(), **started}
-
     def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
-        self.traps = state["traps"]
         self.source = Decoys(LineUp(num_classes, images, self.decoy.line_up), self.decoy)
-        self.source.load_state_dict(state["source"])
         self.decoys = self.source if state["decoys"] else None
+        super().resume(images, num_classes, state)

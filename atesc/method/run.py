@@ -137,15 +137,14 @@ class Run(Stateful):
     new: Batch | None = None
 
     def __post_init__(self):
-        steps = self.iterations * self.config.student_steps
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.lr, fused=True)
+        c = self.config
+        steps = self.iterations * c.student_steps
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=c.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        self.pools = Pools(self.config.pool)
+        self.pools = Pools(c.pool)
         self.result = Distilled(self.student, iterations=self.iterations)
         self.device = self.images.device
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.autocast
-        )
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=c.autocast)
 
     STATE = ("student", "optimizer", "schedule", "synthesizer", "pools", "result")
 

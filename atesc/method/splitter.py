@@ -11,7 +11,7 @@ __all__ = ['SLACK', 'GRID', 'Split', 'SplitWarning', 'Splitter', 'margin', 'soft
 import warnings
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -189,36 +189,29 @@ def reachable(gradient: Tensor, points: Tensor, low: Tensor, high: Tensor) -> Te
     return (gradient.abs() * room).flatten(1).sum(1)
 
 # %% ../../nbs/method/01_splitter.ipynb #s017
-def pgd_margin(
-    teacher: nn.Module,
-    images: Tensor,
-    logits: Tensor,
-    eps: float,
-    steps: int,
-    step_size: float,
-    random_start: bool,
-) -> Tensor:
+def pgd_margin(teacher: nn.Module, images: Tensor, logits: Tensor, attack: Any) -> Tensor:
     """Margin of the teacher's own labels at the last point of an attack.
 
     Args:
         teacher: frozen
         images: [N, C, H, W] in [0,1]
         logits: [N, K], the teacher's on `images`
-        eps, steps, step_size, random_start: as in `PGDSplitter`
+        attack: has eps, steps, step_size and random_start, as `PGDSplitter` does
 
     Returns:
         [N], below 0 where the attack flips the label
     """
-    clean, labels = images.detach(), logits.argmax(1)
+    clean, labels, eps = images.detach(), logits.argmax(1), attack.eps
+    step_size = 2.5 * eps / attack.steps if attack.step_size is None else attack.step_size
     low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=1)
-    if random_start:
+    if attack.random_start:
         points = (clean + torch.empty_like(clean).uniform_(-eps, eps)).clamp(0, 1)
         logits, gradient = ascend(teacher, points, labels)
     else:
         points, gradient = clean, clean_gradient(teacher, images, logits)
     result = torch.empty(len(images), device=images.device)
     active = torch.arange(len(images), device=images.device)  # the images in question
-    for step in range(steps):
+    for step in range(attack.steps):
         if step:
             logits, gradient = ascend(teacher, points, labels)
         now, reach = margin(logits.detach(), labels), reachable(gradient, points, low, high)
@@ -276,8 +269,7 @@ class PGDSplitter(Splitter):
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Margin [N] of the teacher's own labels at the last point of the attack."
-        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        return pgd_margin(teacher, images, logits, self.eps, self.steps, step, self.random_start)
+        return pgd_margin(teacher, images, logits, self)
 
     def threshold(self, scores: Tensor, labels: Tensor) -> Tensor:
         "Zero: a flipped prediction has a negative margin."

@@ -64,9 +64,8 @@ class ClassGenerators(Stateful):
         seeds = [int(torch.randint(2**31, ())) for _ in range(config.generators)]
         parts = nn.ModuleList(DCGANGenerator(**shape, seed=seed) for seed in seeds)
         self.parts = parts.to(images.device).train()
-        self.optimizer = torch.optim.Adam(
-            self.parts.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
-        )
+        parameters = self.parts.parameters()
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999), fused=True)
 
     def make(self, part: nn.Module, labels: Tensor) -> Tensor:
         "Images [N, C, H, H] in [0,1] of the classes `labels` [N], by one of the generators."

@@ -157,9 +157,8 @@ class Lessons(Stateful):
         self.id_batches = Batches(task.id.train.to(device), size)
         self.ood_batches = Batches(task.ood.train.to(device), size)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.lr, total_steps=config.epochs * len(self.id_batches)
-        )
+        steps = config.epochs * len(self.id_batches)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config.lr, steps)
 
     def step(self, i: int) -> Tensor:
         "Learn from batch i of an epoch; returns the loss, a scalar."
