@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from ..inside.checkpoint import Stateful
 from ..inside.checks import check_fields
 from ..inside.errors import ConfigError, choose
-from .decoys import DecoyConfig, Decoys
+from .decoys import DecoyConfig, Decoys, separation
 from .splitter import PGDSplitter, RadiusSplitter, Splitter
 from .traps import LineUp, line_up_doubts
 from ..synthesis.batch import Batch
 from ..synthesis.losses import kl_divergence
 from ..synthesis.protocol import DecoySource
-from ..teachers.mmd import mmd
 from ..teachers.observation import Observation, observe
 
 # %% ../../nbs/method/05_objectives.ipynb #c006
@@ -66,12 +65,11 @@ class Objective(Stateful):
     def state_dict(self) -> dict[str, Any]:
         "The attributes named in STATE; one that is set and not named raises `ConfigError`."
         settings = [field.name for field in fields(self)] if is_dataclass(self) else []
+        kind = type(self).__name__
         for name in vars(self):
             if name not in (*settings, *self.STATE):
-                raise ConfigError(
-                    f"{type(self).__name__} sets {name!r} during a run, and an interruption would"
-                    f" lose it; add it to {type(self).__name__}.STATE"
-                )
+                sets = f"{kind} sets {name!r} during a run, and an interruption would lose it"
+                raise ConfigError(f"{sets}; add it to {kind}.STATE")
         return super().state_dict()
 
     def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
@@ -267,7 +265,7 @@ class ATEsc(CalibratedKD):
         "min(1, MMD / 10) of both groups' features [N, F], as in NTL; 1 where it cannot be had."
         if features is None or min(fragile.sum(), (~fragile).sum()) < 2:
             return 1.0
-        return (0.1 * mmd(features[fragile], features[~fragile])).clamp(max=1)
+        return separation(features[fragile], features[~fragile])
 
 # %% ../../nbs/method/05_objectives.ipynb #c019
 @dataclass

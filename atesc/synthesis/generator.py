@@ -241,9 +241,8 @@ def check_labels(labels: Tensor, n: int, num_classes: int) -> Tensor:
     fit = labels.shape == (n,) and labels.dtype == torch.long
     if not fit or ((labels < 0) | (labels >= num_classes)).any():
         got = f"{list(labels.shape)} {brief(labels.tolist())}"
-        raise InputError(
-            f"labels must be {n} of dtype int64, from 0 to {num_classes - 1}; got {got}"
-        )
+        accepted = f"{n} of dtype int64, from 0 to {num_classes - 1}"
+        raise InputError(f"labels must be {accepted}; got {got}")
     return labels
 
 # %% ../../nbs/synthesis/03_generator.ipynb #c025
