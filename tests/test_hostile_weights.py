@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from atesc.inside.archive import MOST_INSTRUCTIONS, MOST_PICKLE, WeightsError, read_pt, write_pt
+from atesc.inside.archive import (
+    MOST_INSTRUCTIONS,
+    MOST_PICKLE,
+    MOST_TENSORS,
+    WeightsError,
+    read_pt,
+    write_pt,
+)
 from atesc.inside.errors import AtescError, ConfigError, InputError, MissingData
 from atesc.inside.weights import MOST_JSON
 from atesc.teachers.networks import SmallVGG, build_network
@@ -230,11 +237,16 @@ TENSOR = (
     + tensor(10, [10], [1])[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -1]
     + b"q\1R"
 )
-refused_pickle(
-    "many tensors",
-    "does not say of which network",
-    b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * (MOST // 3) + b"es.",
-)
+for name, count, sentence in (
+    ("tensors", MOST_TENSORS - 1, "does not say of which network"),
+    ("many tensors", MOST_TENSORS, "or 10000 tensors"),
+    ("tens of thousands of tensors", MOST // 3, "or 10000 tensors"),
+):
+    refused_pickle(
+        name,
+        sentence,
+        b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * count + b"es.",
+    )
 LAUGHS = (
     b"](]q\0"
     + b"".join(b"](h" + bytes([i, ord("h"), i]) + b"eq" + bytes([i + 1]) for i in range(25))
@@ -544,7 +556,7 @@ refused_header("a long name", "it holds 'xxx", {"x" * 900_000: entry([0], 0, 0)}
 refused_header("not JSON", PARSED, b"hello")
 refused_header("a list", PARSED + "an object is expected", b"[]")
 refused_header("not UTF-8", PARSED, b'{"\xff": 1}')
-refused_header("NaN as a number", PARSED + "NaN is not a number", b'{"a": NaN}')
+refused_header("NaN as a number", PARSED + "nan is not a finite number", b'{"a": NaN}')
 refused_header("overlap", PARSED, {"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12))
 refused_header("the same place", PARSED, {"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8))
 refused_header("beyond the end", PARSED, {"a": entry([4], 0, 16)}, bytes(8))
@@ -560,7 +572,7 @@ refused_header("shape of text", PARSED, {"a": entry("x", 0, 8)}, bytes(8))
 refused_header("unknown type", PARSED, {"a": entry([2], 0, 8, "F99")}, bytes(8))
 refused_header(
     "a name twice",
-    PARSED + "a name appears twice",
+    PARSED + "the name 'a' appears twice",
     b'{"a":%s,"a":%s}' % ((json.dumps(entry([2], 0, 8)).encode(),) * 2),
     bytes(8),
 )
@@ -701,7 +713,9 @@ refused_settings("a list", "is not a configuration in JSON: an object is expecte
 refused_settings("deep", "is not a configuration in JSON", b"[" * (MOST_JSON - 1))
 refused_settings("not UTF-8", "is not a configuration in JSON", b'{"\xff": 1}')
 refused_settings(
-    "a name twice", "a name appears twice", b'{"network": "SmallVGG", "network": "SmallVGG"}'
+    "a name twice",
+    "the name 'network' appears twice",
+    b'{"network": "SmallVGG", "network": "SmallVGG"}',
 )
 refused_settings("empty", "is not a configuration in JSON", b"")
 refused_settings("nothing in it", "does not say of which network", {})
@@ -776,7 +790,7 @@ for width in (float("nan"), float("inf"), -float("inf")):
     refused_settings(f"width {width}", "is not a configuration in JSON", settings(width=width))
 refused_settings(
     "width 1e999",
-    UNKNOWN + "NetworkConfig.width takes float, got inf",
+    "is not a configuration in JSON: inf is not a finite number",
     b'{"network": "SmallVGG", "config": {"name": "8 M 8", "num_classes": 4, "width": 1e999}}',
 )
 refused_settings("width of text", UNKNOWN + "NetworkConfig.width takes float", settings(width="x"))
@@ -918,7 +932,7 @@ HARMLESS = {
     "a tensor that is none",
     "many values",
     "many calls",
-    "many tensors",
+    "tensors",
 }  # plain data
 
 

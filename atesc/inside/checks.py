@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_is', 'check_methods', 'check_list', 'check_not_empty', 'check_path',
-           'check_range', 'check_types', 'configure']
+           'check_range', 'check_types', 'check_fields', 'configure']
 
 # %% ../../nbs/inside/01_checks.ipynb #c003
 import math
@@ -182,6 +182,24 @@ def check_types(config: Any) -> None:
             name = f"{type(config).__name__}.{field.name}"
             accepted = kind if get_args(kind) else kind.__name__
             raise ConfigError(f"{name} takes {accepted}, got {_given(value)}")
+
+# %% ../../nbs/inside/01_checks.ipynb #c026
+def check_fields(config: Any, **ranges: float | tuple[float, float]) -> None:
+    """Check the types of all fields of a dataclass, and the ranges of some.
+
+    Args:
+        config: an instance of a dataclass
+        **ranges: by field: the smallest accepted value, or the smallest and the largest; a field
+            that is None is not compared
+
+    Raises:
+        ConfigError: a field has another type, or is out of its range
+    """
+    check_types(config)
+    for name, limits in ranges.items():
+        low, high = limits if isinstance(limits, tuple) else (limits, math.inf)
+        if getattr(config, name) is not None:
+            check_range(f"{type(config).__name__}.{name}", getattr(config, name), low, high)
 
 # %% ../../nbs/inside/01_checks.ipynb #c024
 def configure(config: Any, **changes: Any) -> Any:

@@ -143,8 +143,6 @@ def refuse_probabilities(logits: Tensor, name: str = "model") -> Tensor:
     """
     values = logits.detach()
     if len(values) and values.min() >= 0 and (values.sum(1) - 1).abs().max() < 1e-4:
-        raise InputError(
-            f"{name} returns probabilities, logits are expected; take its softmax away, "
-            "or return probabilities.clamp(min=1e-12).log()"
-        )
+        advice = "take its softmax away, or return probabilities.clamp(min=1e-12).log()"
+        raise InputError(f"{name} returns probabilities, logits are expected; {advice}")
     return logits

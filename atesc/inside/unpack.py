@@ -81,17 +81,15 @@ def _zip_members(file: BinaryIO) -> Iterator[_Member]:
         is_ordinary = kind in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG)
         is_deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if info.flag_bits & 1 or not is_deflated:
-            raise ValueError(
-                f"{name!r} in it is encrypted, or not compressed as zips are (deflate)"
-            )
+            reason = "encrypted, or not compressed as zips are (deflate)"
+            raise ValueError(f"{name!r} in it is {reason}")
         is_folder = info.is_dir() if is_ordinary else None
         yield _Member(name, is_folder, info.file_size, partial(archive.open, info))
 
 # %% ../../nbs/inside/10_unpack.ipynb #h015
 def _members(archive: Path) -> Iterator[_Member]:
     with open(archive, "rb") as file:
-        start = file.read(4)
-        file.seek(0)
+        start = file.peek(4)
         if start.startswith(b"PK"):
             yield from _zip_members(file)
         elif start.startswith(b"\x1f\x8b"):

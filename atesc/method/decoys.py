@@ -7,13 +7,13 @@ __all__ = ['DecoyConfig', 'separation', 'side_of_border', 'trap_belief', 'Decoys
 
 # %% ../../nbs/method/04_decoys.ipynb #c003
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields
 from .traps import LineUp, LineUpConfig
 from ..teachers.mmd import mmd
 from ..teachers.observation import Observation, frozen
@@ -30,11 +30,8 @@ class DecoyConfig:
     belief_weight: float = 0.1  # of the student's belief in the trap
 
     def __post_init__(self):
-        check_types(self)
-        check_range("DecoyConfig.max_trap_share", self.max_trap_share, 0, 1)
-        check_range("DecoyConfig.batch_size", self.batch_size, 2 * self.line_up.generators)
-        for name in ("separation_weight", "belief_weight"):
-            check_range(f"DecoyConfig.{name}", getattr(self, name), 0)
+        check_fields(self, max_trap_share=(0, 1), separation_weight=0, belief_weight=0)
+        check_fields(self, batch_size=2 * self.line_up.generators)
 
 # %% ../../nbs/method/04_decoys.ipynb #c009
 def separation(images: Tensor, decoys: Tensor) -> Tensor:
@@ -77,7 +74,7 @@ def trap_belief(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.log_softmax(1)[:, classes].logsumexp(1).clamp(min=-5).mean()
 
 # %% ../../nbs/method/04_decoys.ipynb #c012
-class Decoys:
+class Decoys(Stateful):
     """Generators of trap-class images that are trained beside a synthesizer.
 
     Args:
@@ -85,6 +82,7 @@ class Decoys:
         config: batch size and weights
     """
 
+    STATE = ("line_up", "means")
     RATE = 0.05  # at which the mean features follow each batch's
 
     def __init__(self, line_up: LineUp, config: DecoyConfig = DecoyConfig()):
@@ -140,11 +138,3 @@ class Decoys:
         astray = (0.5 - side_of_border(images, self.means)).relu().mean()
         astray = astray + (0.5 + side_of_border(decoys, self.means)).relu().mean()
         return astray - separation(images, decoys)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"line_up": self.line_up.state_dict(), "means": self.means}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        self.line_up.load_state_dict(state["line_up"])
-        self.means = state["means"]

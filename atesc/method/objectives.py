@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields
 from ..inside.errors import ConfigError, choose
-from .decoys import DecoyConfig, Decoys
+from .decoys import DecoyConfig, Decoys, separation
 from .splitter import PGDSplitter, RadiusSplitter, Splitter
 from .traps import LineUp, line_up_doubts
 from ..synthesis.batch import Batch
 from ..synthesis.losses import kl_divergence
 from ..synthesis.protocol import DecoySource
-from ..teachers.mmd import mmd
 from ..teachers.observation import Observation, observe
 
 # %% ../../nbs/method/05_objectives.ipynb #c006
-class Objective:
+class Objective(Stateful):
     "What a student is trained on; a subclass says at least what the `loss` is."
 
     name: ClassVar[str] = "objective"
@@ -65,17 +65,16 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         "The attributes named in STATE; one that is set and not named raises `ConfigError`."
         settings = [field.name for field in fields(self)] if is_dataclass(self) else []
+        kind = type(self).__name__
         for name in vars(self):
             if name not in (*settings, *self.STATE):
-                raise ConfigError(
-                    f"{type(self).__name__} sets {name!r} during a run, and an interruption would"
-                    f" lose it; add it to {type(self).__name__}.STATE"
-                )
-        return {name: getattr(self, name) for name in self.STATE if name in vars(self)}
+                sets = f"{kind} sets {name!r} during a run, and an interruption would lose it"
+                raise ConfigError(f"{sets}; add it to {kind}.STATE")
+        return super().state_dict()
 
     def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
         "In place of `start`: go back to what `state_dict` gave."
-        vars(self).update(state)
+        self.load_state_dict(state)
 
 # %% ../../nbs/method/05_objectives.ipynb #c006c
 @dataclass
@@ -97,8 +96,7 @@ class PlainKD(Objective):
     name: ClassVar[str] = "plain"
 
     def __post_init__(self):
-        check_types(self)
-        check_range(f"{type(self).__name__}.temperature", self.temperature, 1e-3)
+        check_fields(self, temperature=1e-3)
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         return self.divergence(batch, student(batch.images)).mean()
@@ -128,7 +126,7 @@ class CalibratedKD(PlainKD):
     splitter: Splitter = RadiusSplitter()
 
     name: ClassVar[str] = "ckd"
-    STATE: ClassVar[tuple[str, ...]] = ("threshold", "fragile_share")
+    STATE: ClassVar[tuple[str, ...]] = ("threshold", "fragile_share", "splitter")
     FEW: ClassVar[float] = 0.1  # share of fragile images that is too small to learn from
     MOST: ClassVar[float] = 0.98  # and one that leaves no other group
 
@@ -163,15 +161,6 @@ class CalibratedKD(PlainKD):
             advice = "attack less (a smaller eps), or use RadiusSplitter"
             return {"split": f"{seen}, so this is plain KD; {advice}"}
         return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "splitter": self.splitter.state_dict()}
-
-    def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
-        state = dict(state)
-        self.splitter.start()
-        self.splitter.load_state_dict(state.pop("splitter"))
-        super().resume(images, num_classes, state)
 
 # %% ../../nbs/method/05_objectives.ipynb #c013
 def without_class(logits: Tensor, mask: Tensor) -> Tensor:
@@ -256,7 +245,7 @@ class ATEsc(CalibratedKD):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("ATEsc.weight", self.weight, 0)
+        check_fields(self, weight=0)
         choose("ATEsc.form", self.form, FORMS)
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -276,7 +265,7 @@ class ATEsc(CalibratedKD):
         "min(1, MMD / 10) of both groups' features [N, F], as in NTL; 1 where it cannot be had."
         if features is None or min(fragile.sum(), (~fragile).sum()) < 2:
             return 1.0
-        return (0.1 * mmd(features[fragile], features[~fragile])).clamp(max=1)
+        return separation(features[fragile], features[~fragile])
 
 # %% ../../nbs/method/05_objectives.ipynb #c019
 @dataclass
@@ -308,7 +297,7 @@ class DecoyEscape(PlainKD):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("DecoyEscape.weight", self.weight, 0)
+        check_fields(self, weight=0)
 
     def start(self, teacher: nn.Module, images: Tensor, num_classes: int) -> None:
         line_up = LineUp(num_classes, images, self.decoy.line_up)
@@ -346,12 +335,7 @@ class DecoyEscape(PlainKD):
     def doubts(self) -> dict[str, str]:
         return line_up_doubts(self.source.line_up)
 
-    def state_dict(self) -> dict[str, Any]:
-        started = {"source": self.source.state_dict(), "decoys": self.decoys is not None}
-        return {**super().state_dict(), **started}
-
     def resume(self, images: Tensor, num_classes: int, state: dict[str, Any]) -> None:
-        self.traps = state["traps"]
         self.source = Decoys(LineUp(num_classes, images, self.decoy.line_up), self.decoy)
-        self.source.load_state_dict(state["source"])
         self.decoys = self.source if state["decoys"] else None
+        super().resume(images, num_classes, state)

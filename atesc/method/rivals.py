@@ -11,13 +11,13 @@ __all__ = ['TEMPERATURES', 'EntropySplitter', 'ConfidenceSplitter', 'LearningSpl
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_range, check_types
+from ..inside.checks import check_fields
 from ..inside.errors import InputError, choose
 from .splitter import RadiusSplitter, Splitter, clean_gradient, soft_margin, typical
 from ..teachers.observation import observe
@@ -30,8 +30,7 @@ class EntropySplitter(Splitter):
     share: float = 0.05  # of log K, below which an image is robust
 
     def __post_init__(self):
-        check_types(self)
-        check_range("EntropySplitter.share", self.share, 1e-12, 1)
+        check_fields(self, share=(1e-12, 1))
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Minus the logarithm of the entropy's share of log K."
@@ -51,8 +50,7 @@ class ConfidenceSplitter(Splitter):
     above: float = 0.99  # probability of the predicted class above which an image is robust
 
     def __post_init__(self):
-        check_types(self)
-        check_range("ConfidenceSplitter.above", self.above, 1e-6, 1 - 1e-6)
+        check_fields(self, above=(1e-6, 1 - 1e-6))
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Log-odds of the predicted class."
@@ -122,10 +120,7 @@ class CalibratedSplitter(LearningSplitter):
     STATE: ClassVar = ("logits", "stable", "temperature")
 
     def __post_init__(self):
-        check_types(self)
-        check_range("CalibratedSplitter.above", self.above, 1e-6, 1 - 1e-6)
-        check_range("CalibratedSplitter.noise", self.noise, 0, 1)
-        check_range("CalibratedSplitter.memory", self.memory, 1)
+        check_fields(self, above=(1e-6, 1 - 1e-6), noise=(0, 1), memory=1)
         self.start()
 
     def measure(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
@@ -162,11 +157,7 @@ class FeatureSplitter(LearningSplitter):
     STATE: ClassVar = ("counts", "sums", "products")
 
     def __post_init__(self):
-        check_types(self)
-        check_range("FeatureSplitter.factor", self.factor, 1)
-        check_range("FeatureSplitter.shrinkage", self.shrinkage, 1e-6, 1)
-        check_range("FeatureSplitter.memory", self.memory, 1)
-        check_range("FeatureSplitter.min_images", self.min_images, 0)
+        check_fields(self, factor=1, shrinkage=(1e-6, 1), memory=1, min_images=0)
         self.start()
 
     def measure(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
@@ -216,8 +207,7 @@ class GradientSplitter(Splitter):
     of: str = "loss"  # loss: cross-entropy for the teacher's own label; margin: the soft margin
 
     def __post_init__(self):
-        check_types(self)
-        check_range("GradientSplitter.factor", self.factor, 1)
+        check_fields(self, factor=1)
         choose("GradientSplitter.of", self.of, ("loss", "margin"))
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
@@ -240,23 +230,16 @@ class RandomSplitter(LearningSplitter):
     other: Splitter = RadiusSplitter()  # decides how many
     memory: int = 2048  # recent images that it is asked about
 
-    STATE: ClassVar = ("scores", "labels")  # the other's, of recent images
+    STATE: ClassVar = ("scores", "labels", "other")  # the other's scores of recent images
 
     def __post_init__(self):
-        check_types(self)
-        check_range("RandomSplitter.memory", self.memory, 1)
+        check_fields(self, memory=1)
         self.start()
 
     def start(self) -> None:
-        self.other = self.other.fresh_copy()
+        other = self.other.fresh_copy()
         super().start()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "other": self.other.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.other.load_state_dict(state["other"])
+        self.other = other
 
     def measure(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
         "The other's scores [N], and the teacher's labels [N]."

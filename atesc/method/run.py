@@ -14,14 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atesc.inside.checkpoint import (
-    describe_model,
-    describe_settings,
-    fingerprint,
-    from_bytes,
-    to_bytes,
-)
-from ..inside.checks import check_methods, check_range, check_types
+from ..inside.checkpoint import Stateful, describe_model, fingerprint, from_bytes, to_bytes
+from ..inside.checks import check_fields, check_methods
 from ..inside.runtime import memory_for
 from .objectives import Objective
 from ..synthesis.batch import Batch, Pool
@@ -42,14 +36,13 @@ class DistillConfig:
     autocast: bool = False  # 16-bit (bfloat16) arithmetic where torch deems it safe
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("student_steps", "batch_size", "lr", "pool", "shift"):
-            low = {"student_steps": 1, "batch_size": 2, "pool": 2}.get(name, 0)
-            check_range(f"DistillConfig.{name}", getattr(self, name), low)
+        check_fields(self, student_steps=1, batch_size=2, lr=0, pool=2, shift=0)
 
 # %% ../../nbs/method/06_run.ipynb #c009
-class Pools:
+class Pools(Stateful):
     "Recent images of the synthesizer's own, and recent decoys, `capacity` of each."
+
+    STATE = ("own", "decoys")
 
     def __init__(self, capacity: int):
         self.own, self.decoys = Pool(capacity), Pool(capacity)
@@ -64,13 +57,6 @@ class Pools:
         "n images with replacement, and n decoys if there are any."
         batch = self.own.draw(n)
         return batch.concat(self.decoys.draw(n)) if len(self.decoys) else batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"own": self.own.state_dict(), "decoys": self.decoys.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.own.load_state_dict(state["own"])
-        self.decoys.load_state_dict(state["decoys"])
 
 # %% ../../nbs/method/06_run.ipynb #c012
 @dataclass
@@ -106,10 +92,8 @@ class Distilled:
         "Curve, teacher passes and seconds so far; tensors of the curve apart from plain data."
         kinds = (Tensor, dict, list)
         apart = [{k: v for k, v in point.items() if isinstance(v, kinds)} for point in self.curve]
-        plain = [
-            {k: v for k, v in point.items() if k not in tensors}
-            for point, tensors in zip(self.curve, apart)
-        ]
+        pairs = zip(self.curve, apart)
+        plain = [{k: v for k, v in point.items() if k not in rest} for point, rest in pairs]
         tensors = {"plain": to_bytes(plain), "tensors": apart if any(apart) else []}
         return {**tensors, "passes": asdict(self.passes), "seconds": self.seconds}
 
@@ -123,7 +107,7 @@ class Distilled:
 
 # %% ../../nbs/method/06_run.ipynb #c015
 @dataclass
-class Run:
+class Run(Stateful):
     """A run of the loop.
 
     Attributes:
@@ -153,44 +137,43 @@ class Run:
     new: Batch | None = None
 
     def __post_init__(self):
-        steps = self.iterations * self.config.student_steps
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.lr, fused=True)
+        c = self.config
+        steps = self.iterations * c.student_steps
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=c.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        self.pools = Pools(self.config.pool)
+        self.pools = Pools(c.pool)
         self.result = Distilled(self.student, iterations=self.iterations)
         self.device = self.images.device
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.autocast
-        )
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=c.autocast)
 
-    PARTS = ("student", "optimizer", "schedule", "synthesizer", "pools", "result")
+    STATE = ("student", "optimizer", "schedule", "synthesizer", "pools", "result")
 
     def state_dict(self) -> dict[str, Any]:
         "All that the loop changes."
-        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
-        return {**parts, "objective": self.objective.state_dict()}
+        return {**super().state_dict(), "objective": self.objective.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        super().load_state_dict(state)
         self.objective.resume(self.images, self.num_classes, state["objective"])
 
 # %% ../../nbs/method/06_run.ipynb #c016b
 def run_fingerprint(run: Run, path: Path, **settings: Any) -> dict[str, Any]:
-    "What decides the run, for its checkpoint at `path`; nested and plain."
+    "What decides the run, for its checkpoint at `path`, as `as_config` takes it."
     why = "(for a checkpoint; without, pass checkpoint=None)"
     check_methods(f"synthesizer {why}", run.synthesizer, "state_dict", "load_state_dict")
     check_methods(f"objective {why}", run.objective, "state_dict", "resume")
-    settings |= {"iterations": run.iterations, "seed": run.seed, "config": run.config}
     weights = fingerprint(run.teacher.state_dict().values())
     return {
+        "iterations": run.iterations,
+        "seed": run.seed,
+        "config": run.config,
         "teacher": {"type": type(run.teacher).__name__, "weights": weights},
         "student": describe_model(run.student, path),
         "generator": describe_model(run.synthesizer.generator, path),
-        "synthesizer": describe_settings(run.synthesizer),
-        "objective": describe_settings(run.objective),
-        **describe_settings({**settings, "device": run.device.type}),
+        "synthesizer": run.synthesizer,
+        "objective": run.objective,
+        "device": run.device.type,
+        **settings,
     }
 
 # %% ../../nbs/method/06_run.ipynb #c018

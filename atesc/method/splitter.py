@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_not_empty, check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields, check_is, check_not_empty, check_range
 from ..inside.tensors import check_images, checked_logits, refuse_probabilities
 from ..teachers.observation import frozen
 
@@ -43,7 +44,7 @@ class SplitWarning(UserWarning):
     "A split puts all images into one group."
 
 # %% ../../nbs/method/01_splitter.ipynb #c006
-class Splitter:
+class Splitter(Stateful):
     "Splits images by what the teacher does with them; a subclass has a score and a threshold."
 
     ENOUGH = 8  # a warning is given from so many images on, if all are in one group
@@ -64,15 +65,6 @@ class Splitter:
         other = copy(self)
         other.start()
         return other
-
-    def state_dict(self) -> dict[str, Any]:
-        "What is known of the images so far, as tensors and plain data."
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        for name in self.STATE:
-            setattr(self, name, state[name])
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         """Scores [N] of images, higher for more robust ones.
@@ -197,36 +189,29 @@ def reachable(gradient: Tensor, points: Tensor, low: Tensor, high: Tensor) -> Te
     return (gradient.abs() * room).flatten(1).sum(1)
 
 # %% ../../nbs/method/01_splitter.ipynb #s017
-def pgd_margin(
-    teacher: nn.Module,
-    images: Tensor,
-    logits: Tensor,
-    eps: float,
-    steps: int,
-    step_size: float,
-    random_start: bool,
-) -> Tensor:
+def pgd_margin(teacher: nn.Module, images: Tensor, logits: Tensor, attack: Any) -> Tensor:
     """Margin of the teacher's own labels at the last point of an attack.
 
     Args:
         teacher: frozen
         images: [N, C, H, W] in [0,1]
         logits: [N, K], the teacher's on `images`
-        eps, steps, step_size, random_start: as in `PGDSplitter`
+        attack: has eps, steps, step_size and random_start, as `PGDSplitter` does
 
     Returns:
         [N], below 0 where the attack flips the label
     """
-    clean, labels = images.detach(), logits.argmax(1)
+    clean, labels, eps = images.detach(), logits.argmax(1), attack.eps
+    step_size = 2.5 * eps / attack.steps if attack.step_size is None else attack.step_size
     low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=1)
-    if random_start:
+    if attack.random_start:
         points = (clean + torch.empty_like(clean).uniform_(-eps, eps)).clamp(0, 1)
         logits, gradient = ascend(teacher, points, labels)
     else:
         points, gradient = clean, clean_gradient(teacher, images, logits)
     result = torch.empty(len(images), device=images.device)
     active = torch.arange(len(images), device=images.device)  # the images in question
-    for step in range(steps):
+    for step in range(attack.steps):
         if step:
             logits, gradient = ascend(teacher, points, labels)
         now, reach = margin(logits.detach(), labels), reachable(gradient, points, low, high)
@@ -280,16 +265,11 @@ class PGDSplitter(Splitter):
     }
 
     def __post_init__(self):
-        check_types(self)
-        check_range("PGDSplitter.eps", self.eps, 0, 1)
-        check_range("PGDSplitter.steps", self.steps, 1)
-        if self.step_size is not None:
-            check_range("PGDSplitter.step_size", self.step_size, 0, 1)
+        check_fields(self, eps=(0, 1), steps=1, step_size=(0, 1))
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "Margin [N] of the teacher's own labels at the last point of the attack."
-        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        return pgd_margin(teacher, images, logits, self.eps, self.steps, step, self.random_start)
+        return pgd_margin(teacher, images, logits, self)
 
     def threshold(self, scores: Tensor, labels: Tensor) -> Tensor:
         "Zero: a flipped prediction has a negative margin."
@@ -422,9 +402,7 @@ class RadiusSplitter(Splitter):
     adapts = True
 
     def __post_init__(self):
-        check_types(self)
-        check_range("RadiusSplitter.factor", self.factor, 1)
-        check_range("RadiusSplitter.min_images", self.min_images, 1)
+        check_fields(self, factor=1, min_images=1)
 
     def score(self, teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
         "First-order adversarial radius [N]."

@@ -9,21 +9,20 @@ __all__ = ['NO_STATISTICS', 'CLOSE', 'LineUpConfig', 'ClassGenerators', 'has_sta
 # %% ../../nbs/method/03_traps.ipynb #c003
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..inside.checks import check_is, check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields, check_is, check_range
 from ..inside.errors import ConfigError
 from ..inside.runtime import memory_for, seeded
 from .splitter import RadiusSplitter
 from ..synthesis.generator import DCGANGenerator
 from ..synthesis.losses import batchnorm_loss, descend
 from ..teachers.examine import device_of, examine
-from ..teachers.observation import frozen, observe
+from ..teachers.observation import BATCH_NORMS, frozen, observe
 
 # %% ../../nbs/method/03_traps.ipynb #c006
 @dataclass(frozen=True)
@@ -40,15 +39,11 @@ class LineUpConfig:
     width: int = 32  # of a generator
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("generators", "steps", "per_class", "latent_dim", "width"):
-            check_range(f"LineUpConfig.{name}", getattr(self, name), 1)
-        for name in ("bn_weight", "lr"):
-            check_range(f"LineUpConfig.{name}", getattr(self, name), 0)
-        check_range("LineUpConfig.ratio_limit", self.ratio_limit, 1)
+        check_fields(self, generators=1, steps=1, per_class=1, latent_dim=1, width=1)
+        check_fields(self, bn_weight=0, lr=0, ratio_limit=1)
 
 # %% ../../nbs/method/03_traps.ipynb #c009
-class ClassGenerators:
+class ClassGenerators(Stateful):
     """DCGAN-style generators that are told the class by a code beside the noise.
 
     Args:
@@ -69,9 +64,8 @@ class ClassGenerators:
         seeds = [int(torch.randint(2**31, ())) for _ in range(config.generators)]
         parts = nn.ModuleList(DCGANGenerator(**shape, seed=seed) for seed in seeds)
         self.parts = parts.to(images.device).train()
-        self.optimizer = torch.optim.Adam(
-            self.parts.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
-        )
+        parameters = self.parts.parameters()
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999), fused=True)
 
     def make(self, part: nn.Module, labels: Tensor) -> Tensor:
         "Images [N, C, H, H] in [0,1] of the classes `labels` [N], by one of the generators."
@@ -84,7 +78,7 @@ NO_STATISTICS = "the teacher has no BatchNorm layer with running statistics"
 
 def has_statistics(teacher: nn.Module) -> bool:
     "Whether a network has a BatchNorm layer with running statistics."
-    layers = (layer for layer in teacher.modules() if isinstance(layer, _BatchNorm))
+    layers = [layer for layer in teacher.modules() if isinstance(layer, BATCH_NORMS)]
     return any(layer.running_mean is not None for layer in layers)
 
 # %% ../../nbs/method/03_traps.ipynb #c012b
@@ -100,6 +94,7 @@ class LineUp(ClassGenerators):
     """
 
     LAST = 5  # steps whose radii count
+    STATE = ("parts", "optimizer", "ratio", "means")
 
     def __init__(self, num_classes: int, images: Tensor, config: LineUpConfig = LineUpConfig()):
         super().__init__(num_classes, images, config)
@@ -143,17 +138,6 @@ class LineUp(ClassGenerators):
     def report(self) -> dict[str, float]:
         "Number of trap classes, and the largest ratio."
         return {"trap_classes": self.traps.sum().item(), "trap_ratio": self.ratio.max().item()}
-
-    def state_dict(self) -> dict[str, Any]:
-        "Generators, their optimizer, and what has been found."
-        trained = {"parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**trained, "ratio": self.ratio, "means": self.means}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        self.parts.load_state_dict(state["parts"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ratio, self.means = state["ratio"], state["means"]
 
 # %% ../../nbs/method/03_traps.ipynb #c018
 @dataclass(frozen=True)

@@ -99,16 +99,13 @@ def problems(signs: dict[str, float], weight: float = 0.0) -> dict[str, str]:
             " (latent_dim) and width, or a smaller weight of class targets"
         )
     if signs["agreement"] < AGREE:
-        seen = (
-            "the student repeats the teacher's answer on"
-            f" {signs['agreement']:.0%} of the images that it distils"
-        )
+        share = f"{signs['agreement']:.0%} of the images that it distils"
+        seen = f"the student repeats the teacher's answer on {share}"
         keeps_up = "it does not keep up; give it more steps or width, or the generator a smaller"
-        wrong["forgetting" if weight else "disagreement"] = (
-            f"{seen}: {lower} takes useful knowledge along; lower its weight"
-            if weight
-            else f"{seen}: {keeps_up} adversarial weight"
-        )
+        if weight:
+            wrong["forgetting"] = f"{seen}: {lower} takes useful knowledge along; lower its weight"
+        else:
+            wrong["disagreement"] = f"{seen}: {keeps_up} adversarial weight"
     return wrong
 
 # %% ../../nbs/method/08_watch.ipynb #w007

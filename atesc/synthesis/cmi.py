@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_range, check_types
+from ..inside.checkpoint import Stateful
+from ..inside.checks import check_fields, check_is
 from ..inside.errors import choose
 from .generator import check_latent, is_conditional
 from .inversion import Inversion
@@ -37,7 +38,7 @@ def contrastive_loss(anchors: Tensor, keys: Tensor, temperature: float) -> Tenso
     return F.cross_entropy(anchors @ keys.T / temperature, places, reduction="none")
 
 # %% ../../nbs/synthesis/08_cmi.ipynb #m014
-class Contrast:
+class Contrast(Stateful):
     """A memory bank of features, and a projection head that makes each image recognisable.
 
     Args:
@@ -47,6 +48,8 @@ class Contrast:
         temperature: of the loss
         lr: of the head's Adam
     """
+
+    STATE = ("head", "optimizer", "bank")
 
     def __init__(self, like: Tensor, head_dim: int, capacity: int, temperature: float, lr: float):
         size, device = like.shape[1], like.device
@@ -75,18 +78,7 @@ class Contrast:
     def remember(self, anchors: Tensor, keys: Tensor) -> None:
         "Add a round's features; the newest replace the oldest."
         new = torch.stack([anchors, keys], 1).detach().float()
-        self.bank = torch.cat([self.bank, new])[-self.capacity :]
-
-    def state_dict(self) -> dict[str, Any]:
-        "Head, its optimizer, and the bank."
-        head, optimizer = self.head.state_dict(), self.optimizer.state_dict()
-        return {"head": head, "optimizer": optimizer, "bank": self.bank.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.bank = state["bank"]
+        self.bank = torch.cat([self.bank, new])[-self.capacity :].clone()
 
 # %% ../../nbs/synthesis/08_cmi.ipynb #m016
 @dataclass(frozen=True)
@@ -115,14 +107,8 @@ class CMIConfig:
     fresh: bool | str = True  # a new generator in each round; True: unless there are decoys
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("bn", "oh", "adv", "cr", "lr", "pad"):
-            check_range(f"CMIConfig.{name}", getattr(self, name), 0)
-        for name in ("steps", "head_dim", "bank"):
-            check_range(f"CMIConfig.{name}", getattr(self, name), 1)
-        check_range("CMIConfig.batch_size", self.batch_size, 2)
-        check_range("CMIConfig.temperature", self.temperature, 1e-3)
-        check_range("CMIConfig.scale", self.scale, 0.01, 1)
+        check_fields(self, bn=0, oh=0, adv=0, cr=0, lr=0, pad=0, steps=1, head_dim=1, bank=1)
+        check_fields(self, batch_size=2, temperature=1e-3, scale=(0.01, 1))
         if isinstance(self.fresh, str):
             choose("CMIConfig.fresh", self.fresh, ["always"])
 

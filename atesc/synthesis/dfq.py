@@ -7,13 +7,12 @@ __all__ = ['DFQConfig', 'DFQ']
 
 # %% ../../nbs/synthesis/06_dfq.ipynb #c003
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_range, check_types
+from ..inside.checks import check_fields, check_is
 from .batch import Batch
 from .generator import check_classes, check_latent, synthesise
 from .losses import balance, descend, kl_divergence
@@ -38,10 +37,7 @@ class DFQConfig:
     batch_size: int = 64  # images in a generator step
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("adv", "bn", "oh", "bal", "act", "lr"):
-            check_range(f"DFQConfig.{name}", getattr(self, name), 0)
-        check_range("DFQConfig.batch_size", self.batch_size, 2)
+        check_fields(self, adv=0, bn=0, oh=0, bal=0, act=0, lr=0, batch_size=2)
 
 # %% ../../nbs/synthesis/06_dfq.ipynb #c015dfq
 class DFQ(BaseSynthesizer):
@@ -51,6 +47,8 @@ class DFQ(BaseSynthesizer):
         generator: anything that `synthesise` takes; trained in place
         config: loss weights and optimizer
     """
+
+    STATE = ("generator", "warned", "optimizer")
 
     def __init__(self, generator: nn.Module, config: DFQConfig = DFQConfig()):
         super().__init__(check_latent(generator, "DFQ"), check_is("config", config, DFQConfig))
@@ -97,12 +95,3 @@ class DFQ(BaseSynthesizer):
             with frozen(student):
                 loss = loss - c.adv * kl_divergence(logits, student(images)).mean()
         return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        "Generator, optimizer, and the terms that have been warned about."
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])

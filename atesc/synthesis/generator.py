@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_range
-from ..inside.errors import ConfigError, InputError, WrongType, brief
+from ..inside.checks import check_is, check_methods, check_range
+from ..inside.errors import ConfigError, InputError, brief
 from ..inside.runtime import seeded
 
 # %% ../../nbs/synthesis/03_generator.ipynb #g006
@@ -232,10 +232,7 @@ def check_latent(generator: nn.Module, baseline: str) -> nn.Module:
 
 def check_generator(generator: nn.Module) -> nn.Module:
     "The generator, unchanged; `WrongType` unless it is a network with a method `latent`."
-    if not callable(getattr(check_is("generator", generator, nn.Module), "latent", None)):
-        kind = type(generator).__name__
-        raise WrongType(f"generator must have a method latent(n) for its input; {kind} has none")
-    return generator
+    return check_methods("generator", check_is("generator", generator, nn.Module), "latent")
 
 # %% ../../nbs/synthesis/03_generator.ipynb #g0245
 def check_labels(labels: Tensor, n: int, num_classes: int) -> Tensor:
@@ -244,9 +241,8 @@ def check_labels(labels: Tensor, n: int, num_classes: int) -> Tensor:
     fit = labels.shape == (n,) and labels.dtype == torch.long
     if not fit or ((labels < 0) | (labels >= num_classes)).any():
         got = f"{list(labels.shape)} {brief(labels.tolist())}"
-        raise InputError(
-            f"labels must be {n} of dtype int64, from 0 to {num_classes - 1}; got {got}"
-        )
+        accepted = f"{n} of dtype int64, from 0 to {num_classes - 1}"
+        raise InputError(f"labels must be {accepted}; got {got}")
     return labels
 
 # %% ../../nbs/synthesis/03_generator.ipynb #c025

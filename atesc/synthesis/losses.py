@@ -7,8 +7,7 @@ __all__ = ['kl_divergence', 'batchnorm_loss', 'balance', 'descend']
 
 # %% ../../nbs/synthesis/02_losses.ipynb #c003
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 # %% ../../nbs/synthesis/02_losses.ipynb #c006
 def kl_divergence(
@@ -30,7 +29,7 @@ def kl_divergence(
 
 # %% ../../nbs/synthesis/02_losses.ipynb #l009
 def batchnorm_loss(
-    statistics: list[tuple[Tensor, Tensor, _BatchNorm]],
+    statistics: list[tuple[Tensor, Tensor, nn.Module]],
     targets: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor | float:
     """Distance of a batch's means and variances from those of the training data (CVPR 2020).

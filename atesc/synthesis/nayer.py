@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside.checks import check_is, check_range, check_types
+from ..inside.checks import check_fields, check_is
 from ..inside.errors import ConfigError
 from ..inside.runtime import seeded
 from .inversion import Inversion
@@ -111,11 +111,7 @@ class NAYERConfig:
     flip: bool = False  # mirror half of them; wrong for digits
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("bn", "oh", "adv", "lr", "pad"):
-            check_range(f"NAYERConfig.{name}", getattr(self, name), 0)
-        check_range("NAYERConfig.steps", self.steps, 1)
-        check_range("NAYERConfig.batch_size", self.batch_size, 2)
+        check_fields(self, bn=0, oh=0, adv=0, lr=0, pad=0, steps=1, batch_size=2)
 
 # %% ../../nbs/synthesis/09_nayer.ipynb #c014
 class NAYER(Inversion):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..inside.checkpoint import Stateful
 from .batch import Batch
 from .generator import synthesise
 from .losses import batchnorm_loss
@@ -103,7 +104,7 @@ class Synthesizer(Protocol):
         "Go back to what `state_dict` gave."
 
 # %% ../../nbs/synthesis/04_protocol.ipynb #p014
-class BaseSynthesizer:
+class BaseSynthesizer(Stateful):
     """What DFQ, CMI and NAYER share.
 
     Set `target_statistics` to train against other statistics than the teacher's running ones, one
@@ -114,10 +115,12 @@ class BaseSynthesizer:
         config: its field `bn` is the weight of the BatchNorm term
     """
 
+    STATE = ("generator", "warned")
+
     def __init__(self, generator: nn.Module, config: Any):
         self.generator, self.config = generator, config
         self.target_statistics: list[tuple[Tensor, Tensor]] | None = None
-        self.warned: set[str] = set()  # the terms that have been dropped
+        self.warned: list[str] = []  # the terms that have been dropped
 
     def batchnorm_term(self, seen: Observation) -> Tensor | float:
         "The weighted BatchNorm loss; it is 0.0 for a teacher without BatchNorm statistics."
@@ -133,7 +136,7 @@ class BaseSynthesizer:
             reason: what the teacher lacks, as a verb phrase
         """
         if term not in self.warned:
-            self.warned.add(term)
+            self.warned.append(term)
             text = f"{type(self).__name__} drops its {term!r} term: the teacher {reason}"
             warnings.warn(f"{text}; expect worse images", stacklevel=4)
 
@@ -142,12 +145,3 @@ class BaseSynthesizer:
         "n images [n, C, H, W] in [0,1]; the generator stays in training mode."
         self.generator.train()
         return synthesise(self.generator, n)[0]
-
-    def state_dict(self) -> dict[str, Any]:
-        "Generator, and the terms that have been warned about."
-        return {"generator": self.generator.state_dict(), "warned": sorted(self.warned)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to what `state_dict` gave."
-        self.generator.load_state_dict(state["generator"])
-        self.warned = set(state["warned"])

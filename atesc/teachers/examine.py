@@ -35,20 +35,15 @@ def device_of(model: nn.Module, name: str = "model") -> torch.device:
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors}) or ["cpu"]
     if len(devices) > 1:
-        raise InputError(
-            f"{name} lies on {' and '.join(devices)}; "
-            f"move all of it to one device, as in {name}.to({devices[-1]!r})"
-        )
+        advice = f"move all of it to one device, as in {name}.to({devices[-1]!r})"
+        raise InputError(f"{name} lies on {' and '.join(devices)}; {advice}")
     if devices == ["meta"]:
-        raise InputError(
-            f"{name} is on the device meta, where networks have no weights; "
-            "load them, as with atesc.teachers.saved.load_model"
-        )
+        advice = "load them, as with atesc.teachers.saved.load_model"
+        raise InputError(f"{name} is on the device meta, where networks have no weights; {advice}")
     dtypes = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
     if wrong := ", ".join(sorted(map(str, dtypes - {torch.float32}))):
-        raise InputError(
-            f"{name} has weights of {wrong}, images are torch.float32; use {name}.float()"
-        )
+        advice = f"use {name}.float()"
+        raise InputError(f"{name} has weights of {wrong}, images are torch.float32; {advice}")
     return torch.device(devices[0])
 
 # %% ../../nbs/teachers/03_examine.ipynb #x002
@@ -74,20 +69,17 @@ def _check_varied(logits: Tensor, name: str) -> None:
     "Raise `InputError` if the answers to all images are alike."
     values = logits.detach()
     if (values - values[0]).abs().max() <= 1e-6 * values.abs().max().clamp(min=1):
-        raise InputError(
-            f"{name} answers all images alike, also noise, black and white: there is nothing to "
-            "distil; look at its weights, and whether it takes float32 in [0,1]"
-        )
+        seen = f"{name} answers all images alike, also noise, black and white"
+        advice = "look at its weights, and whether it takes float32 in [0,1]"
+        raise InputError(f"{seen}: there is nothing to distil; {advice}")
 
 
 def _check_differentiable(logits: Tensor, images: Tensor, name: str) -> None:
     "Raise `InputError` unless the answers have a finite gradient with respect to the images."
     answers = f"{name}'s answers have"
     if not logits.requires_grad:
-        raise InputError(
-            f"{answers} no gradient with respect to its images: it rounds or detaches them, "
-            "or runs under no_grad; it must be differentiable"
-        )
+        why = "it rounds or detaches them, or runs under no_grad; it must be differentiable"
+        raise InputError(f"{answers} no gradient with respect to its images: {why}")
     try:
         (gradient,) = torch.autograd.grad(logits.amax(1).sum(), images)
     except RuntimeError as error:
@@ -95,10 +87,8 @@ def _check_differentiable(logits: Tensor, images: Tensor, name: str) -> None:
         raise InputError(f"{name} cannot be differentiated: {reason}") from error
     if not gradient.isfinite().all() or not gradient.any():
         value = "zero" if gradient.isfinite().all() else "NaN or infinity"
-        raise InputError(
-            f"{answers} a gradient of {value} with respect to its images, "
-            "so distillation and attacks cannot work"
-        )
+        seen = f"{answers} a gradient of {value} with respect to its images"
+        raise InputError(f"{seen}, so distillation and attacks cannot work")
 
 # %% ../../nbs/teachers/03_examine.ipynb #x008
 def leftover_hooks(model: nn.Module) -> list[str]:
@@ -156,10 +146,8 @@ def examine(
     """
     device = device_of(check_weights(model, name), name)
     if images.device != device:
-        raise InputError(
-            f"images are on {images.device}, {name} is on {device}; "
-            f"move one of them, as in images.to({str(device)!r})"
-        )
+        advice = f"move one of them, as in images.to({str(device)!r})"
+        raise InputError(f"images are on {images.device}, {name} is on {device}; {advice}")
     if hooked := leftover_hooks(model):
         where = ", ".join(hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
         _warn_network(

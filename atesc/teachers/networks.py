@@ -43,10 +43,8 @@ def plan_steps(plan: str) -> list[int | str]:
         raise ConfigError(f"plan must be widths and M, like '32 M 64 M 128 M'; got {brief(plan)}")
     fits = all(len(width) <= 5 and 1 <= int(width) <= MOST_WIDTH for width in widths)
     if len(steps) > MOST_STEPS or not fits:
-        raise ConfigError(
-            f"plan takes at most {MOST_STEPS} steps and widths from 1 to {MOST_WIDTH}; "
-            f"got {len(steps)} steps: {brief(plan)}"
-        )
+        most = f"at most {MOST_STEPS} steps and widths from 1 to {MOST_WIDTH}"
+        raise ConfigError(f"plan takes {most}; got {len(steps)} steps: {brief(plan)}")
     return [step if step == "M" else int(step) for step in steps]
 
 # %% ../../nbs/teachers/01_networks.ipynb #c006
@@ -224,10 +222,8 @@ class NetworkConfig:
         if is_plan(self.name):
             plan_steps(scale_plan(self.name, self.width))
         elif check_network(self.name) and not self.batch_norm:
-            raise ConfigError(
-                f"{self.name} always has BatchNorm; "
-                "batch_norm=False is for plans such as '32 M 64 M 128 M'"
-            )
+            advice = "batch_norm=False is for plans such as '32 M 64 M 128 M'"
+            raise ConfigError(f"{self.name} always has BatchNorm; {advice}")
 
     @classmethod
     def read(cls, settings: Any) -> "NetworkConfig":

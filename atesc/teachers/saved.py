@@ -15,16 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inside import weights
 from ..inside.archive import WeightsError, file_size, map_pt
 from ..inside.errors import ConfigError, MissingData
 from ..inside.files import storage_errors, write_file
-from atesc.inside.weights import (
-    fill_weights,
-    map_safetensors,
-    match_weights,
-    pack_safetensors,
-    read_json,
-)
 from .networks import NETWORKS, NetworkConfig, SmallVGG, build_network
 
 # %% ../../nbs/teachers/06_saved.ipynb #c017
@@ -48,7 +42,7 @@ def save_model(model: nn.Module, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != SAFE:
         raise ConfigError(f"path must end in {SAFE}, got {str(path)!r}")
-    content, beside = pack_safetensors(model.state_dict()), path.with_suffix(".json")
+    content, beside = weights.pack_safetensors(model.state_dict()), path.with_suffix(".json")
     with storage_errors(beside):
         beside.unlink(missing_ok=True)
     write_file(path, content)
@@ -86,8 +80,8 @@ def read_saved(path: Path, named: bool) -> tuple[Any, Any, dict[str, Tensor]]:
     if named and not beside.exists():
         what = f"{beside} is not beside {path.name}, and says which network it is"
         raise MissingData(f"{what}: put it there, or pass model=")
-    state = map_safetensors(path)
-    saved = read_json(beside) if named else {}
+    state = weights.map_safetensors(path)
+    saved = weights.read_json(beside) if named else {}
     return saved.get("network"), saved.get("config"), state
 
 # %% ../../nbs/teachers/06_saved.ipynb #c017f
@@ -109,7 +103,7 @@ def build_saved(network: Any, config: Any, state: dict[str, Tensor], path: Path)
         raise WeightsError(f"{what}: {error}") from error
     with torch.device("meta"):
         shapes = build_network(**settings).state_dict()
-    match_weights(state, shapes, str(path))
+    weights.match_weights(state, shapes, str(path))
     count = sum(value.numel() for value in shapes.values())
     if count > MOST_WEIGHTS:
         what = f"{path} holds a network of {count} weights, at most {MOST_WEIGHTS}"
@@ -140,4 +134,4 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     path = Path(path)
     network, config, state = read_saved(path, named=model is None)
     model = build_saved(network, config, state, path) if model is None else model
-    return fill_weights(model, state, str(path)).eval()
+    return weights.fill_weights(model, state, str(path)).eval()
