@@ -243,9 +243,7 @@ for name, count, sentence in (
     ("tens of thousands of tensors", MOST // 3, "or 10000 tensors"),
 ):
     refused_pickle(
-        name,
-        sentence,
-        b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * count + b"es.",
+        name, sentence, b"\x80\x02}" + text("a") + b"](" + TENSOR + b"h\0h\1R" * count + b"es."
     )
 LAUGHS = (
     b"](]q\0"

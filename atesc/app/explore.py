@@ -24,6 +24,7 @@ from torch import Tensor
 from ..inside.archive import read_pt, write_pt
 from ..inside.checks import check_path, check_range, check_types, configure
 from ..inside.errors import InputError, choose
+from ..inside.files import runs_folder
 from ..inside.tensors import check_images
 from ..method.splitter import PGDSplitter, RadiusSplitter, Splitter, radius
 from ..study.grid import Run, Teachers, slug
@@ -351,16 +352,17 @@ class Page(widgets.VBox):
         self.note.value = f"{split}, {cut}. {legend}. Answered in {seconds:.2f} s."
 
 # %% ../../nbs/app/03_explore.ipynb #e012
-def explore(folder: str | Path = "runs") -> widgets.Widget:
+def explore(folder: str | Path | None = None) -> widgets.Widget:
     """The page, or a sentence that tells how to make a run for it.
 
     Args:
-        folder: where runs are
+        folder: where runs are; None: where they go by default
 
     Returns:
         to be shown by JupyterLab
     """
-    if runs := kept_runs(check_path("folder", folder)):
+    folder = runs_folder() if folder is None else check_path("folder", folder)
+    if runs := kept_runs(folder):
         return Page(runs)
     advice = "run <code>make reproduce</code>, then this cell again."
     return widgets.HTML(f"There is no run under {html.escape(str(folder))} yet: {advice}")

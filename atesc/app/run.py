@@ -25,7 +25,7 @@ from ..data.sources import SOURCES
 from ..data.tasks import check_task
 from ..inside.checks import check_list, check_path
 from ..inside.errors import AtescError, ConfigError, brief, choose
-from ..inside.files import locked, writable_dir
+from ..inside.files import locked, runs_folder, writable_dir
 from ..inside.runtime import pick_device
 from ..study.presets import PRESETS, Preset, load_preset
 
@@ -171,7 +171,7 @@ def chosen_folder(out: str | Path | None, parameters: list[tuple[str, str]]) -> 
 
 def default_folder(experiment: str, values: dict[str, Any]) -> Path:
     "The output folder when none is given: below runs/, by experiment, preset and perhaps seed."
-    folder = Path("runs") / experiment / values["preset"]
+    folder = runs_folder() / experiment / values["preset"]
     many_seeds = "seeds" in declared_parameters(experiments()[experiment])
     return folder if many_seeds else folder / f"seed-{values['seed']}"
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from . import run
 from ..inside.checks import check_range
 from ..inside.errors import ConfigError, choose
-from ..inside.files import writable_dir
+from ..inside.files import runs_folder, writable_dir
 from ..inside.records import load_records, record_key
 from ..study.presets import PRESETS, Preset
 from ..study.query import committed
@@ -144,7 +144,7 @@ def run_all(
         the folder
     """
     choose("preset", preset, PRESETS)
-    folder = (run.chosen_folder(out, parameters) or Path("runs/all") / preset).resolve()
+    folder = (run.chosen_folder(out, parameters) or runs_folder() / "all" / preset).resolve()
     steps = plan_all(preset, folder, [(name, text) for name, text in parameters if name != "out"])
     done = students_of(load_records(writable_dir(folder)), PRESETS[preset])
     minutes = minutes_left(PRESETS[preset], done)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_is', 'check_methods', 'check_list', 'check_not_empty', 'check_path',
-           'check_range', 'check_types', 'check_fields', 'configure']
+           'check_range', 'check_types', 'check_fields', 'configure', 'check_parameters']
 
 # %% ../../nbs/inside/01_checks.ipynb #c003
 import math
@@ -222,3 +222,20 @@ def configure(config: Any, **changes: Any) -> Any:
     for name in changes:
         choose(f"setting of {type(config).__name__}", name, names)
     return replace(config, **changes)
+
+# %% ../../nbs/inside/01_checks.ipynb #c029
+def check_parameters(variables: dict[str, Any]) -> None:
+    """Refuse a parameter that a notebook does not declare.
+
+    Args:
+        variables: `globals()` of the notebook; those before this function's import are looked at
+
+    Raises:
+        ConfigError: one has no annotation; the message has the nearest declared name
+    """
+    plain = (bool, int, float, str, list, dict, type(None))
+    for name, value in variables.items():
+        if value is check_parameters:
+            return
+        if type(value) in plain and name[0] != "_" and name not in ("In", "Out"):  # of IPython
+            choose("parameter", name, variables["__annotations__"])
