@@ -164,16 +164,16 @@ def run_fingerprint(run: Run, path: Path, **settings: Any) -> dict[str, Any]:
     check_methods(f"objective {why}", run.objective, "state_dict", "resume")
     weights = fingerprint(run.teacher.state_dict().values())
     return {
-        "iterations": run.iterations,
-        "seed": run.seed,
-        "config": run.config,
         "teacher": {"type": type(run.teacher).__name__, "weights": weights},
         "student": describe_model(run.student, path),
         "generator": describe_model(run.synthesizer.generator, path),
         "synthesizer": run.synthesizer,
         "objective": run.objective,
-        "device": run.device.type,
         **settings,
+        "iterations": run.iterations,
+        "seed": run.seed,
+        "config": run.config,
+        "device": run.device.type,
     }
 
 # %% ../../nbs/method/06_run.ipynb #c018
