@@ -1,5 +1,6 @@
 """Read settings.ini, nbdev's one configuration file, so that nothing is said twice."""
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,13 +11,22 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
+text = readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"]
+
+
+def absolute(link: re.Match) -> str:
+    """A relative link of the README as a package index needs it: with the repository's address."""
+    place = "raw" if link[1] else "blob"
+    return f"{link[1]}[{link[2]}]({cfg['git_url']}/{place}/{cfg['branch']}/{link[3]})"
+
+
 notebooks = cfg["notebooks_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
+    long_description=re.sub(r"(!?)\[([^]]*)\]\((?!\w+:|#)([^)]+)\)", absolute, text),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],

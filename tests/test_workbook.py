@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from figures import without_figure
 from render_readme import render
 
 from atesc.inside.records import load_records
@@ -80,8 +82,23 @@ def test_notebooks_read_well(path):
             assert out.output_type != "error", cell.source
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_figure_is_shown(path):
+    """In the committed copy there is an image below each cell that draws one."""
+    assert not without_figure(json.loads(path.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize(
     "path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem
+)
+def test_the_head_says_how_long_it_takes(path):
+    head = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells[:4])
+    (seconds,) = re.findall(r"Runs in about (\d+) s on 2 cores", head)
+    assert int(seconds) <= 90
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if re.match(r"\d\d_", p.stem)], ids=lambda p: p.stem
 )
 def test_every_exported_cell_is_shown_at_work(path):
     code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
@@ -130,6 +147,27 @@ def test_imports_point_one_way():
 
 def test_the_readme_is_the_rendered_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == render(), "run `make notebooks`"
+
+
+def test_the_readme_can_be_read():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150 and len(readme.split()) <= 1200
+    assert len(re.findall(r"!\[", readme)) == 1 and "\n## What does not work\n" in readme
+
+
+TEXTS = [*NOTEBOOKS, *ROOT.glob("*.md"), ROOT / "data/README.md"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.stem)
+def test_links_lead_somewhere(path):
+    """Relative ones, in the prose of notebooks and pages."""
+    texts = [path.read_text(encoding="utf-8")]
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", text)]
+    broken = [link for link in links if not (path.parent / link.partition("#")[0]).exists()]
+    assert not broken, broken
 
 
 def test_the_readme_quotes_the_records():
@@ -196,7 +234,11 @@ def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy]
     subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("atesc-*.whl")
-    assert "atesc/py.typed" in zipfile.ZipFile(wheel).namelist()
+    files = zipfile.ZipFile(wheel)
+    assert "atesc/py.typed" in files.namelist()
+    (metadata,) = (name for name in files.namelist() if name.endswith("METADATA"))
+    links = re.findall(r"\]\(([^)]+)\)", files.read(metadata).decode())
+    assert len(links) > 8 and all(link.startswith("https://") for link in links)
     clean = tmp_path / "clean"
     venv.create(clean, with_pip=False)
     install = [*pip, "--python", clean / "bin/python", "install", "--no-deps", wheel]

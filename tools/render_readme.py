@@ -1,33 +1,54 @@
-"""README.md from nbs/index.ipynb, and its figures from the committed records.
+"""README.md from nbs/index.ipynb, and its figure from the committed records.
 
 Run by `make notebooks`.
 """
 
+import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from atesc.study.plots import plot_curves
-from atesc.study.presets import STUDY
-from atesc.study.query import committed
+from atesc.study.plots import STYLE, StyledFigure
+from atesc.study.query import MEASURES, committed, select
 
 ROOT = Path(__file__).parents[1]
+SHOWN = {  # student -> title and look
+    "sl-plain": ("no trap\n(SL teacher)", "ko"),
+    "ntl-plain": ("trap\n(NTL, plain KD)", "rs"),
+    "ntl-decoy": ("escape\n(NTL, DecoyEscape)", "gD"),
+}
 
 
 def render() -> str:
-    """The README's text: inputs of tagged cells left out, paths as seen from the top level."""
+    """The README's text: cells and inputs with a tag left out, paths as seen from the top level."""
     config = Config()
     config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
     config.TagRemovePreprocessor.remove_input_tags = {"remove_input"}
+    config.TagRemovePreprocessor.remove_cell_tags = {"index_only"}
     body, _ = MarkdownExporter(config=config).from_filename(str(ROOT / "nbs/index.ipynb"))
-    return body.replace("](images/", "](nbs/images/").replace("](../", "](").strip() + "\n"
+    body = re.sub(r"\]\((?!\w+:|\.\./|#)", "](nbs/", body).replace("](../", "](")
+    return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
 def draw() -> None:
-    """nbs/images/curves.png; the sheet of images itself comes from the run of seed 0."""
-    figure = plot_curves(committed("ood_trap"), levels={"student": STUDY.split()})
-    figure.savefig(ROOT / "nbs/images/curves.png", metadata={"Software": None})
+    """nbs/images/trap.png: real and synthetic images, and the students on record."""
+    records = committed("ood_trap")
+    images = plt.imread(ROOT / "nbs/images/images.png")
+    with plt.rc_context(STYLE):
+        figure = StyledFigure(figsize=(9, 2.7))
+        left, *axes = figure.subplots(1, 3, width_ratios=[3, 1, 1])
+        left.imshow(images)
+        left.set_axis_off()
+        for axis, measure in zip(axes, ("iacc", "mislead")):
+            for row, (student, (title, look)) in enumerate(SHOWN.items()):
+                values = [record[measure] for record in select(records, student=student)]
+                axis.plot(values, [row] * len(values), look, alpha=0.7)
+            axis.set(title=MEASURES[measure], xlim=(-5, 105), ylim=(len(SHOWN) - 0.5, -0.5))
+            axis.set_yticks(range(len(SHOWN)), [])
+        axes[0].set_yticks(range(len(SHOWN)), [title for title, _ in SHOWN.values()])
+    figure.savefig(ROOT / "nbs/images/trap.png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -260,8 +260,8 @@ def run_experiment(
     check_values(values)
     folder = chosen_folder(out, parameters) or default_folder(experiment, values)
     values["out"] = str(writable_dir(folder).resolve())
-    if sys.stderr.isatty():  # the kernel draws its progress bars on this terminal
-        os.environ["ATESC_TTY"] = os.ttyname(sys.stderr.fileno())
+    terminal = os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else "-"
+    os.environ["ATESC_TTY"] = terminal  # where the kernel draws its progress bars
     executed = Path(values["out"]) / f"{experiment}.ipynb"
     execute(notebook, executed, values)
     return executed

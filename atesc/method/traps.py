@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..inside.checkpoint import Stateful
 from ..inside.checks import check_fields, check_is, check_range
 from ..inside.errors import ConfigError
-from ..inside.runtime import memory_for, seeded
+from ..inside.runtime import memory_for, progress, seeded
 from .splitter import RadiusSplitter
 from ..synthesis.generator import DCGANGenerator
 from ..synthesis.losses import batchnorm_loss, descend
@@ -123,10 +123,10 @@ class LineUp(ClassGenerators):
     def _train(self, teacher: nn.Module, part: nn.Module, labels: Tensor) -> Tensor | None:
         "Train one generator; returns the features [N, F] of its last images, if there are any."
         radii, splitter, c = [], RadiusSplitter(), self.config
-        for step in range(c.steps):
+        for step in progress(c.steps, "line-up, steps of a generator"):
             images = self.make(part, labels)
             seen = observe(teacher, images)
-            if step >= c.steps - self.LAST:
+            if step > c.steps - self.LAST:
                 radii.append(splitter.score(teacher, images, seen.logits))
             loss = F.cross_entropy(seen.logits, labels)
             descend(loss + c.bn_weight * batchnorm_loss(seen.statistics), self.optimizer)
