@@ -101,8 +101,9 @@ def shown(notebook: NotebookNode, page: Path, broken: list[str]) -> NotebookNode
                 cell.metadata.tags.append("remove-input")
             if not cell.source.strip() and not cell.outputs:
                 continue
-            for data in (out.data for out in cell.outputs if "text/html" in out.get("data", {})):
-                data["text/html"] = data["text/html"].replace(" ± ", "\u00a0±\u00a0")
+            for data in (out.get("data", {}) for out in cell.outputs):
+                for kind in {"text/html", "text/markdown"} & set(data):
+                    data[kind] = data[kind].replace(" ± ", "\u00a0±\u00a0")  # is not broken there
         cells.append(cell)
     notebook.cells = cells
     return notebook
@@ -200,13 +201,13 @@ def gather_reference() -> None:
         explained = (
             f"Explained in the notebook :doc:`/{place(path).with_suffix('').as_posix()}`.\n\n"
         )
-        auto = f".. automodule:: {module}\n   :members:\n   :show-inheritance:\n"
+        auto = f".. automodule:: {module}\n   :members:\n"
         write(f"api/{module}.rst", heading(module) + explained + auto)
         contents.append(module)
         listed.append(entry.format(f":doc:`{module}`", summary(import_module(module))))
     index = [
         heading("Reference"),
-        "From docstrings. :doc:`atesc` has the fifteen names of `import atesc`.\n",
+        "From docstrings. The names of the package itself are in :doc:`import atesc <atesc>`.\n",
         heading("Modules", "-"),
         *listed,
         ".. toctree::\n   :hidden:\n",
