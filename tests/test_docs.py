@@ -51,6 +51,17 @@ def test_the_check_of_the_site_finds_what_is_broken(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "broken", [[], ["a.ipynb: b.ipynb does not exist"]], ids=["whole", "broken"]
+)
+def test_a_broken_link_fails_the_build(broken, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(docs, "gather", lambda: list(broken))
+    monkeypatch.setattr(docs, "build", lambda: [])
+    monkeypatch.setattr(docs, "HTML", tmp_path)
+    assert docs.main() == len(broken)
+    assert capsys.readouterr().err == "".join(f"broken link: {line}\n" for line in broken)
+
+
 def test_every_folder_of_notebooks_is_in_the_site():
     folders = {path.parent.name for path in (docs.ROOT / "nbs").glob("*/*.ipynb")}
     assert folders <= set(docs.ROOMS)
