@@ -11,7 +11,7 @@ VARIANTS := ckd_only forgetting overhead generators
 # Fast and broad: the notebooks as files, the face, the command line, splits, tasks and queries.
 QUICK := workbook face bad_inputs objectives splitter tasks query
 .PHONY: help setup reproduce lint quick test test-browser lab results study recipe analyses \
-  notebooks licences audit clean
+  notebooks docs licences audit clean
 
 
 help: ## what there is to make
@@ -111,6 +111,13 @@ notebooks: $(READY) ## after an edit: export, run the notebooks, render the READ
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/render_readme.py
 
+docs: .venv/.docs ## the notebooks and the reference as a site, _docs/html; checks its links
+	OMP_NUM_THREADS=1 $(BIN)/python tools/docs.py
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch .venv/.docs
+
 licences: $(READY) ## DEPENDENCIES.md, from what is installed
 	$(BIN)/python tools/licences.py
 
@@ -121,4 +128,4 @@ audit: $(READY) ## are vulnerabilities known of what is installed? Wants the net
 	  $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 clean: ## remove what was installed and made; data/ and results/ stay
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs _docs build dist *.egg-info

@@ -39,6 +39,10 @@ setup(
     package_dir={"atesc": "atesc", "atesc.experiments": "nbs/experiments"},
     package_data={"atesc": ["py.typed"], "atesc.experiments": ["*.ipynb"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"notebooks": notebooks, "dev": [*notebooks, *cfg["dev_requirements"].split()]},
+    extras_require={
+        "notebooks": notebooks,
+        "dev": [*notebooks, *cfg["dev_requirements"].split()],
+        "docs": [*notebooks, *cfg["docs_requirements"].split()],
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import re
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -276,6 +278,9 @@ REPORTED = {  # experiment -> figures of the report
 }
 
 
+GAP = "<code>atesc run {} --preset {}</code> makes them."
+
+
 def test_the_report_shows_everything_on_record_and_names_the_gaps(atesc, tmp_path):
     assert set(REPORTED) == set(experiments()) - {"report"}
     code, out, err = atesc("run report --preset digits --out", tmp_path)
@@ -284,20 +289,37 @@ def test_the_report_shows_everything_on_record_and_names_the_gaps(atesc, tmp_pat
     folders = {"study": "close_set"}
     known = {n for n in REPORTED if load_records(ROOT / "results" / folders.get(n, n))}
     assert {"ood_trap", "privacy", "failures", "recipe"} <= known
-    gaps = {name for name in REPORTED if f"`atesc run {name} --preset digits` makes them." in page}
+    gaps = {name for name in REPORTED if GAP.format(name, "digits") in page}
     assert gaps == set(REPORTED) - known
     for kind in ("png", "pdf"):
         assert {p.stem for p in (tmp_path / "figures").glob(f"*.{kind}")} == {
             figure for name in known for figure in REPORTED[name]
         }
-    assert page.count("<img") == sum(len(REPORTED[name]) for name in known)
+    assert page.count("<img alt=") == sum(len(REPORTED[name]) for name in known)
+    readme = (ROOT / "README.md").read_text()
+    quoted = re.findall(r"\d+\.\d", page[page.index("Answer.") : page.index("Contents</h2>")])
+    assert len(quoted) > 30 and not [number for number in quoted if number not in readme]
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r' id="([^"]+)"', page))
+    assert "://" not in page, "one file, and nothing from elsewhere"
     assert (tmp_path / "report.ipynb").stat().st_size < 600_000
 
 
 def test_the_report_of_no_records_is_all_gaps(executed):
     page = (executed("report") / "report.html").read_text()
     assert "<img" not in page
-    assert all(f"`atesc run {name} --preset debug` makes them." in page for name in REPORTED)
+    assert all(GAP.format(name, "debug") in page for name in REPORTED)
+
+
+def test_the_report_shows_no_records_of_another_preset(atesc, tmp_path):
+    """`paper` and `cifar10` share tasks."""
+    results = tmp_path / "results/backdoor/paper"
+    results.mkdir(parents=True)
+    shutil.copy(ROOT / "results/backdoor/cifar10/records.jsonl", results)
+    settings = f"-p results {tmp_path / 'results'}"
+    code, out, err = atesc(f"run report --preset paper {settings} --out", tmp_path / "out")
+    assert code == 0, err
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<img" not in page and GAP.format("study", "paper") in page
 
 
 def test_settings_are_chosen_on_another_task_than_the_one_that_counts(executed):

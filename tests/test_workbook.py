@@ -265,6 +265,11 @@ def test_the_wheel_works_in_a_clean_environment(copy, tmp_path):
     assert where.returncode == 0, where.stderr
     assert Path(where.stdout.strip()).is_relative_to(clean)
     assert "ood_trap" in run("atesc", "list").stdout
+    refused = run("atesc", "run", "report")
+    assert refused.returncode == 2 and "give their folder, -p results DIR" in refused.stderr
+    (tmp_path / "empty").mkdir()
+    report = ["report", "--out", tmp_path / "r", "-p", "results", tmp_path / "empty"]
+    assert run("atesc", "run", *report).returncode == 0 and (tmp_path / "r/report.html").exists()
     debug = ["--preset", "debug", "--out", tmp_path / "o", "-p", "iterations", "1"]
     done = run("atesc", "run", "ood_trap", *debug)
     assert done.returncode == 0, done.stderr

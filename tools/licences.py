@@ -130,7 +130,7 @@ def render() -> str:
     core, extra = closure(required()), closure(required("notebooks"))
     new = {name: package for name, package in extra.items() if name not in core}
     return TEXT.format(
-        core="\n".join(rows(core, required())),
+        core="\n".join(rows(core, [*required(), *required("notebooks")])),
         extra="\n".join(rows(new, required("notebooks"))),
         limited="\n".join(f"- **{kind}**: {reason}." for kind, reason in LIMITED.items()),
     )

@@ -353,8 +353,8 @@ def mnist_m(size: int, root: Path) -> Domain:
 
     Args:
         size: side of an image, pixels
-        root: holds mnist_m/{train,test}/<digit>/*, or MNIST (and CIFAR-10, if it is to be used) to
-            build the domain from, |crop - digit|
+        root: holds `mnist_m/{train,test}/<digit>/*`, or MNIST (and CIFAR-10, if it is to be used)
+            to build the domain from, `|crop - digit|`
 
     Raises:
         MissingData: neither is there

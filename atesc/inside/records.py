@@ -172,8 +172,8 @@ def load_records(path: str | Path) -> list[dict[str, Any]]:
     """Read records. An incomplete last line is left out with a `RecordWarning`.
 
     Args:
-        path: a .jsonl file, or a folder whose *.jsonl files are all read; one that does not exist
-            has no records
+        path: a .jsonl file, or a folder whose `*.jsonl` files are all read; one that does not
+            exist has no records
 
     Returns:
         the latest record of each key
