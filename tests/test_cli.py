@@ -105,7 +105,7 @@ FIGURES = {
 }
 STUDY = "-p seeds 1 -p baselines 'dfq nayer' -p students 'ntl-plain ntl-atesc'"
 QUICK = {
-    "bench": "-p rounds 2",
+    "bench": "-p rounds 1",
     "failures": "-p seeds 1 -p iterations 6",
     "privacy": "-p seeds 1 -p shadows 4",
     "report": "-p results {empty}",
@@ -338,7 +338,8 @@ def test_settings_are_chosen_on_another_task_than_the_one_that_counts(executed):
 
 def test_progress_on_a_terminal(tmp_path):
     terminal, stderr = pty.openpty()
-    command = [*COMMAND, *words(f"run ood_trap -p iterations 2 {DEBUG}", tmp_path)]
+    few = "-p kind close-set -p baselines dfq -p students 'sl-plain ntl-atesc' -p seeds 1"
+    command = [*COMMAND, *words(f"run study -p iterations 2 {few} {DEBUG}", tmp_path)]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=stderr, stdin=subprocess.DEVNULL
     ) as process:

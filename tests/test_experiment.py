@@ -12,7 +12,8 @@ from atesc.inside.errors import ConfigError
 from atesc.inside.records import load_records
 from atesc.method.decoys import DecoyConfig
 from atesc.method.distill import DistillConfig
-from atesc.method.objectives import DecoyEscape
+from atesc.method.objectives import ATEsc, DecoyEscape
+from atesc.method.splitter import PGDSplitter
 from atesc.method.traps import LineUpConfig
 from atesc.study.grid import Teachers, plan_grid, run_grid
 from atesc.study.presets import BASELINES, PRESETS, load_preset, synthesizer_for
@@ -75,9 +76,9 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
 def test_full_networks_with_every_baseline(pair, tmp_path, any_checksum, monkeypatch):
     stand_ins("cifar10+sig", tmp_path / "data")
     monkeypatch.setenv("ATESC_DATA", str(tmp_path / "data"))
-    settings = load_preset(
-        "paper", size=32, teacher_network=pair[0], student_network=pair[1], **TINY
-    )
+    networks = {"teacher_network": pair[0], "student_network": pair[1]}
+    quick = ATEsc(splitter=PGDSplitter(steps=1))
+    settings = load_preset("paper", size=32, atesc=quick, **networks, **TINY)
     records = run_grid(
         "paper", settings, plan_grid(["cifar10+sig"], [0], BASELINES, ["ntl-atesc"]), tmp_path
     )
