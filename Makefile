@@ -10,7 +10,7 @@ ANALYSES := synthetic_shift split_content split_criteria failures privacy
 VARIANTS := ckd_only forgetting overhead generators
 # Fast and broad: the notebooks as files, the face, the command line, splits, tasks and queries.
 QUICK := workbook face bad_inputs objectives splitter tasks query
-.PHONY: help setup reproduce lint quick test test-browser lab results study recipe analyses \
+.PHONY: help setup reproduce lint quick test test-browser lab results study story recipe analyses \
   notebooks docs licences audit clean
 
 
@@ -78,6 +78,12 @@ study: $(READY) ## all tasks, baselines and students, in hours; goes on where it
 	  results/backdoor/digits/records.jsonl > runs/results/study/records.jsonl
 	$(BIN)/atesc run study --preset digits --out runs/results/study
 	$(BIN)/python tools/keep_outputs.py runs/results/study/study.ipynb nbs/experiments/study.ipynb
+
+story: $(READY) ## teachers and long runs that the chapters show, in half an hour; then make notebooks
+	mkdir -p runs/story
+	cd nbs/story && ../../$(BIN)/papermill 1_the_trap.ipynb ../../runs/story/1.ipynb -p retrain True
+	cd nbs/story && ../../$(BIN)/papermill 4_the_escape.ipynb ../../runs/story/4.ipynb -p remake True
+	cd nbs/story && ../../$(BIN)/papermill 5_decoys.ipynb ../../runs/story/5.ipynb -p remake True
 
 recipe: $(READY) ## what was tried for the defaults, in an hour or two; goes on where it stopped
 	$(BIN)/atesc run recipe --preset digits --out runs/results/recipe
