@@ -42,7 +42,7 @@ def test_no_photo_pixel_is_in_both_parts(monkeypatch):
         (427, width, 3),
     )
     fake = type("Bunch", (), {"images": [ramp, ramp]})
-    monkeypatch.setattr(domains, "load_sample_images", lambda: fake)
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: fake)
     assert domains._photo_crops(200, 16, "train").max() == 0
     assert domains._photo_crops(200, 16, "test").min() == 1
     photos = domains.photos(16)
@@ -55,9 +55,8 @@ def test_photos_are_labelled_by_photograph(monkeypatch):
     import atesc.data.domains as domains
 
     black, white = (np.full((427, 640, 3), level, dtype=np.uint8) for level in (0, 255))
-    monkeypatch.setattr(
-        domains, "load_sample_images", lambda: type("Bunch", (), {"images": [black, white]})
-    )
+    fake = type("Bunch", (), {"images": [black, white]})
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: fake)
     for part in (domains.photos(8).train, domains.photos(8).test):
         assert torch.equal(part.images.amax((1, 2, 3)), part.labels.float())
 

@@ -22,8 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits, load_sample_images
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -113,6 +111,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
 def _split(data: ImageSet, test: float) -> list[ImageSet]:
     "A stratified train and test part, always the same; `test` is a share or a number of images."
     places = np.arange(len(data))
+    from sklearn.model_selection import train_test_split  # takes seconds to import
+
     rows = train_test_split(places, test_size=test, stratify=data.labels, random_state=0)
     return [data[part] for part in rows]
 
@@ -122,6 +122,8 @@ TEST_IMAGES = 450  # of the 1,797 digits
 
 def _handwritten() -> Domain:
     "The digits as they are, one channel of 8 x 8 pixels."
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     return Domain("digits", *_split(ImageSet(images, torch.tensor(labels)), TEST_IMAGES), DIGITS)
@@ -144,6 +146,8 @@ def photo_columns(width: int, part: str) -> tuple[int, int]:
 
 def _photo_crops(n: int, size: int, part: str, which: tuple[int, ...] = (0, 1)) -> Tensor:
     "n random crops [n, 3, size, size] of the photographs `which`, from the columns of `part`."
+    from sklearn.datasets import load_sample_images
+
     images = load_sample_images().images
     photos = [torch.tensor(images[k]).permute(2, 0, 1) / 255 for k in which]
     rng = np.random.default_rng(PARTS.index(part))
