@@ -10,8 +10,8 @@ ANALYSES := synthetic_shift split_content split_criteria failures privacy
 VARIANTS := ckd_only forgetting overhead generators
 # Fast and broad: the notebooks as files, the face, the command line, splits, tasks and queries.
 QUICK := workbook face bad_inputs objectives splitter tasks query
-.PHONY: help setup reproduce lint quick test test-browser lab results study story recipe analyses \
-  notebooks docs licences audit clean
+.PHONY: help setup reproduce lint quick test test-all test-browser lab results study story recipe \
+  analyses notebooks docs licences audit clean
 
 
 help: ## what there is to make
@@ -36,9 +36,12 @@ lint: $(READY) ## ruff on notebooks, tests and tools: names, imports, format
 quick: lint ## a smoke in a minute and a half: lint, export drift, fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(QUICK:%=tests/test_%.py)
 
-test: lint ## lint, all notebooks, then all tests (export drift among them)
+test: lint ## lint, all module notebooks, and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --path nbs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: test ## and the slow ones: chapters, experiments, kills, full networks; what the gate runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-browser: $(READY) ## the page explore in a real browser; wants chromium
 	$(BIN)/python tools/explore_page.py

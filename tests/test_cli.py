@@ -142,6 +142,7 @@ def executed(atesc, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", experiments())
 def test_every_experiment_runs_with_the_debug_preset(experiment, executed):
     folder = executed(experiment)
@@ -195,6 +196,7 @@ def without_clock(record):
     return {name: value for name, value in record.items() if name not in ("seconds", "finished")}
 
 
+@pytest.mark.slow
 def test_the_main_job_leaves_the_same_records_twice(executed, tmp_path):
     """The second time as a process of its own."""
     command = [*COMMAND, *words(f"run ood_trap --seed 3 {DEBUG}", tmp_path)]
@@ -215,6 +217,7 @@ def test_the_main_job_leaves_the_same_records_twice(executed, tmp_path):
     assert [without_clock(r) for r in found] == [without_clock(r) for r in records(tmp_path)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", PRESETS["debug"].tasks[1:])
 def test_the_main_job_takes_tasks_of_other_kinds(task, atesc, tmp_path):
     code, out, err = atesc(f"run ood_trap -p task {shlex.quote(task)} {DEBUG}", tmp_path)
@@ -224,6 +227,7 @@ def test_the_main_job_takes_tasks_of_other_kinds(task, atesc, tmp_path):
     assert all(r[measure] is not None and r["oacc"] is None for r in records(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_bench_measures_everything_it_shows(executed):
     found = records(executed("bench"))
     measures = "split step passes scaling profile options memory".split()
@@ -238,6 +242,7 @@ def test_the_bench_measures_everything_it_shows(executed):
     assert len(load_records(executed("bench"))) == len(found), "no two records have the same key"
 
 
+@pytest.mark.slow
 def test_the_privacy_analysis_goes_on_where_it_stopped(atesc, tmp_path):
     """A second run adds what is missing, here a seed; shadows, students among them, are kept."""
     settings = "-p shadows 4 -p student_shadows 4 -p students ntl-atesc -p iterations 2"
@@ -281,6 +286,7 @@ REPORTED = {  # experiment -> figures of the report
 GAP = "<code>atesc run {} --preset {}</code> makes them."
 
 
+@pytest.mark.slow
 def test_the_report_shows_everything_on_record_and_names_the_gaps(atesc, tmp_path):
     assert set(REPORTED) == set(experiments()) - {"report"}
     code, out, err = atesc("run report --preset digits --out", tmp_path)
@@ -304,6 +310,7 @@ def test_the_report_shows_everything_on_record_and_names_the_gaps(atesc, tmp_pat
     assert (tmp_path / "report.ipynb").stat().st_size < 600_000
 
 
+@pytest.mark.slow
 def test_the_report_of_no_records_is_all_gaps(executed):
     page = (executed("report") / "report.html").read_text()
     assert "<img" not in page
@@ -322,6 +329,7 @@ def test_the_report_shows_no_records_of_another_preset(atesc, tmp_path):
     assert "<img" not in page and GAP.format("study", "paper") in page
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_another_task_than_the_one_that_counts(executed):
     tried, counted = (
         [r for r in records(executed("split_criteria")) if r["task"] == task]
@@ -336,6 +344,7 @@ def test_settings_are_chosen_on_another_task_than_the_one_that_counts(executed):
     assert [r["teacher"] for r in counted if "scores" in r] == ["sl", "ntl"]
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(tmp_path):
     terminal, stderr = pty.openpty()
     few = "-p kind close-set -p baselines dfq -p students 'sl-plain ntl-atesc' -p seeds 1"
@@ -352,6 +361,7 @@ def test_progress_on_a_terminal(tmp_path):
         assert bar.encode() in seen, seen[-2000:]
 
 
+@pytest.mark.slow
 def test_papermill_runs_it_and_a_second_run_keeps_the_records(tmp_path):
     notebook = ROOT / "nbs/experiments/ood_trap.ipynb"
     for seed in (0, 1):
@@ -392,6 +402,7 @@ def test_what_a_notebook_refuses_is_one_line_and_exit_code_2(typed, text, atesc,
     assert not list(tmp_path.rglob("records.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_is_left_up_to_the_failing_cell(atesc, tmp_path, monkeypatch):
     """A cell in the middle raises: exit code 1, the executed notebook stays, no record."""
     notebook = nbformat.read(ROOT / "nbs/experiments/ood_trap.ipynb", as_version=4)

@@ -132,6 +132,7 @@ def test_a_line_up_close_to_the_limit_is_uncertain(ratio, said, teachers, monkey
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [PlainKD, CalibratedKD, DecoyEscape])
 def test_looking_changes_nothing(objective, teachers, monkeypatch):
     """The same student, bit for bit, and the same teacher passes with 20 checks and with none."""

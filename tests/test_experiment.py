@@ -72,6 +72,7 @@ def test_a_paper_task_from_its_files_to_its_records(task, tmp_path, any_checksum
         assert record["config"]["size"] == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [("vgg13", "vgg11"), ("resnet34", "resnet18")])
 def test_full_networks_with_every_baseline(pair, tmp_path, any_checksum, monkeypatch):
     stand_ins("cifar10+sig", tmp_path / "data")

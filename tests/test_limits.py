@@ -187,6 +187,7 @@ def test_a_folder_that_is_a_file(tmp_path):
         run_dir(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(tmp_path):
     """The second run is refused with one line, unless the first one is dead."""
     hold = """if True:
@@ -299,6 +300,7 @@ WRITE = """if True:
     """
 
 
+@pytest.mark.slow
 def test_eight_processes_write_and_one_is_killed(tmp_path):
     """8 x 200 records in one folder. Process 3 is killed, and only its later ones are missing."""
     command = [*PYTHON, WRITE, tmp_path]

@@ -387,6 +387,7 @@ def test_training_of_a_teacher_goes_on(train, batch, task, tmp_path):
         train(brighter, AtStep("8 M 8", 4), config, checkpoint=path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sigkill_at_random_moments():
     """In separate processes. `tools/kills.py` prints what each one went on from."""
