@@ -1,9 +1,10 @@
 """keep_outputs.py EXECUTED SOURCE: copy the outputs of an executed notebook into its source.
 
-Progress widgets, their state and warnings are left out. The sources of all cells must be equal. The
+Progress widgets, their state, lines of progress ("... ") and warnings are left out. The sources of all cells must be equal. The
 folder of EXECUTED is written as OUT.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def keep_outputs(executed_path: str, source_path: str) -> None:
             ]
             for out in old.outputs:
                 if "text" in out:
-                    out.text = out.text.replace(folder, "OUT")
+                    out.text = re.sub(r"(?m)^\.\.\. .*\n", "", out.text).replace(folder, "OUT")
+            old.outputs = [out for out in old.outputs if out.get("text", "shown")]
     source.metadata.pop("widgets", None)
     nbformat.write(source, source_path)
 

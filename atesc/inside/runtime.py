@@ -143,7 +143,7 @@ class ProgressLines:
         for step in self.steps:
             yield step
             if time.monotonic() - written >= self.EVERY:
-                line = f"{self.desc}: {step} of {self.steps.stop - 1}{self.more}"
+                line = f"... {self.desc}: {step} of {self.steps.stop - 1}{self.more}"
                 print(line, file=self.file or sys.stderr, flush=True)
                 written = time.monotonic()
 
