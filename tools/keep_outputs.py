@@ -1,7 +1,7 @@
 """keep_outputs.py EXECUTED SOURCE: copy the outputs of an executed notebook into its source.
 
-Progress widgets, their state, lines of progress ("... ") and warnings are left out. The sources of all cells must be equal. The
-folder of EXECUTED is written as OUT.
+Progress widgets, their state, lines of progress ("... ") and warnings are left out. The sources of
+all cells must be equal. The folder of EXECUTED is written as OUT.
 """
 
 import re
