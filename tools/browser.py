@@ -177,6 +177,8 @@ def prepare(path: Path, parameters: list[tuple[str, str]]) -> list[dict]:
             cell.outputs, cell.execution_count = [], None
     declared = declared_parameters(path)
     if given := parse_parameters(path, [pair for pair in parameters if pair[0] in declared]):
+        for cell in notebook.cells:
+            cell.metadata.setdefault("tags", [])  # papermill looks at those of every cell
         notebook = parameterize_notebook(notebook, given)
     nbformat.write(notebook, path)
     return notebook.cells

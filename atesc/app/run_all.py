@@ -18,7 +18,6 @@ from ..inside.errors import ConfigError, choose
 from ..inside.files import runs_folder, writable_dir
 from ..inside.records import load_records, record_key
 from ..study.presets import PRESETS, Preset
-from ..study.query import committed
 
 # %% ../../nbs/app/02_run_all.ipynb #a006
 ALL = (  # in the order in which they run
@@ -105,6 +104,8 @@ def minutes_left(preset: Preset, done: dict[str, float]) -> float | None:
     Returns:
         None when no records of the preset are committed
     """
+    from atesc.study.query import committed  # wants the extra
+
     students = students_of(committed(), preset)
     left = sum(seconds for student, seconds in students.items() if student not in done)
     return left / 60 if students else None
