@@ -28,6 +28,7 @@ from urllib.parse import quote
 import nbformat
 import websocket
 from figures import draws, has_image
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from atesc.app.run import declared_parameters, parse_parameters
@@ -171,14 +172,12 @@ def jupyterlab(folder: Path) -> Iterator[Callable[[str], Tab]]:
 
 def prepare(path: Path, parameters: list[tuple[str, str]]) -> list[dict]:
     """Clear a notebook's outputs and set its parameters, in place; returns its cells."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = load_notebook_node(str(path))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     declared = declared_parameters(path)
     if given := parse_parameters(path, [pair for pair in parameters if pair[0] in declared]):
-        for cell in notebook.cells:
-            cell.metadata.setdefault("tags", [])  # papermill looks at those of every cell
         notebook = parameterize_notebook(notebook, given)
     nbformat.write(notebook, path)
     return notebook.cells
