@@ -388,12 +388,13 @@ def run_variants(
     Returns:
         name -> a record a seed
     """
-    seeds, records = list(seeds), {}
+    seeds, cells, wanted, records = list(seeds), {}, {}, {}
     for name, (preset, student, baseline) in variants.items():
-        cells = plan_grid([task], seeds, [baseline], [student])
-        if shared:
-            wanted = {record_key(cell.key(experiment, preset)): name for cell in cells}
-            reuse_records(experiment, wanted, shared, out)
+        cells[name] = plan_grid([task], seeds, [baseline], [student])
+        wanted |= {record_key(cell.key(experiment, preset)): name for cell in cells[name]}
+    if shared:
+        reuse_records(experiment, wanted, shared, out)
+    for name, variant in variants.items():
         named = lambda *_, name=name: {"variant": name}  # noqa: E731
-        records[name] = run_grid(experiment, preset, cells, out, device, also=named)
+        records[name] = run_grid(experiment, variant.preset, cells[name], out, device, also=named)
     return records
