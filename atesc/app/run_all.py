@@ -38,9 +38,10 @@ class Step(NamedTuple):
 def check_seeds(parameters: list[tuple[str, str]]) -> int:
     "The number of seeds; `run all` chooses the seeds by itself, from 0 on."
     given = dict(parameters)
-    for name in {"preset", "seed"} & given.keys():
-        hint = "`run all` takes --preset, and a number of seeds, as in -p seeds 3"
-        raise ConfigError(f"parameter {name}: {hint}")
+    for name in ("preset", "seed"):
+        if name in given:
+            hint = "`run all` takes --preset, and a number of seeds, as in -p seeds 3"
+            raise ConfigError(f"parameter {name}: {hint}")
     seeds = run.parse_value("seeds", given.get("seeds", "5"), "int")
     check_range("parameter seeds", seeds, 1)
     return seeds

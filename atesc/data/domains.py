@@ -110,9 +110,9 @@ def _resize(images: Tensor, size: int) -> Tensor:
 # %% ../../nbs/data/02_domains.ipynb #c012
 def _split(data: ImageSet, test: float) -> list[ImageSet]:
     "A stratified train and test part, always the same; `test` is a share or a number of images."
-    places = np.arange(len(data))
     from sklearn.model_selection import train_test_split  # takes seconds to import
 
+    places = np.arange(len(data))
     rows = train_test_split(places, test_size=test, stratify=data.labels, random_state=0)
     return [data[part] for part in rows]
 

@@ -82,8 +82,8 @@ class Preset:
                 raise ConfigError(f"Preset.{name}: {error}") from error
         choose("generator", self.generator, GENERATORS)
         check_range("size", self.size, 8, 64, whole=True, multiple=4)
-        whole = ("iterations", "rounds", "curve_points", "synthetic_images", "latent_dim")
-        for name in (*whole, "generator_width"):
+        sizes = "iterations rounds curve_points synthetic_images latent_dim generator_width"
+        for name in sizes.split():
             check_range(name, getattr(self, name), 1)
         for name in ("temperature", "round_temperature"):
             check_range(name, getattr(self, name), 1e-3)
