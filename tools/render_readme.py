@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from atesc.study.plots import STYLE, StyledFigure
-from atesc.study.query import MEASURES, committed, select
+from atesc.study.plots import LOOKS, STYLE, StyledFigure, draw_dots, limit_percent
+from atesc.study.query import committed, select, title_of
 
 ROOT = Path(__file__).parents[1]
-SHOWN = {  # student -> title and look
-    "sl-plain": ("no trap\n(SL teacher)", "ko"),
-    "ntl-plain": ("trap\n(NTL, plain KD)", "rs"),
-    "ntl-decoy": ("escape\n(NTL, DecoyEscape)", "gD"),
+SHOWN = {  # student -> title
+    "sl-plain": "no trap\n(SL teacher)",
+    "ntl-plain": "trap\n(NTL, plain KD)",
+    "ntl-decoy": "escape\n(NTL, DecoyEscape)",
 }
 
 
@@ -42,12 +42,13 @@ def draw() -> None:
         left.imshow(images)
         left.set_axis_off()
         for axis, measure in zip(axes, ("iacc", "mislead")):
-            for row, (student, (title, look)) in enumerate(SHOWN.items()):
+            for row, (look, student) in enumerate(zip(LOOKS, SHOWN)):
                 values = [record[measure] for record in select(records, student=student)]
-                axis.plot(values, [row] * len(values), look, alpha=0.7)
-            axis.set(title=MEASURES[measure], xlim=(-5, 105), ylim=(len(SHOWN) - 0.5, -0.5))
+                draw_dots(axis, {row: values}, 0.3, **look)
+            axis.set(title=title_of(measure), ylim=(len(SHOWN) - 0.5, -0.5))
             axis.set_yticks(range(len(SHOWN)), [])
-        axes[0].set_yticks(range(len(SHOWN)), [title for title, _ in SHOWN.values()])
+            limit_percent(axis, "x", title_of(measure))
+        axes[0].set_yticks(range(len(SHOWN)), SHOWN.values())
     figure.savefig(ROOT / "nbs/images/trap.png", dpi=150, metadata={"Software": None})
 
 
